@@ -1,1 +1,63 @@
-"""Embeddings from pre-trained transformers."""
+"""Embeddings from pre-trained transformers: get them, look at them, check them with a number.
+
+Data flows one way: inputs go through an encoder and become vectors; `project` draws a map of them,
+`plot` shows it, and `evaluate` gives the number to put beside it.
+
+>>> import embedkit as ek
+>>> data = ek.load_data("bundled/reviews", split="test")
+>>> encoder = ek.TextEncoder("bundled/all-MiniLM-L6-v2", pooling="mean")
+>>> encoder.encode(data["text"][:3]).shape
+(3, 384)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embedkit import evaluate, pooling
+    from embedkit.data import load_data
+    from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder, WordVectors
+    from embedkit.plotting import plot
+    from embedkit.projection import project
+
+__version__ = "0.1.0"
+
+# Where each name lives. Imported on first use: torch and its kin take seconds.
+_HOMES = {
+    "ImageEncoder": "encoders",
+    "TextEncoder": "encoders",
+    "WordEncoder": "encoders",
+    "WordVectors": "encoders",
+    "evaluate": "evaluate",
+    "load_data": "data",
+    "plot": "plotting",
+    "pooling": "pooling",
+    "project": "projection",
+}
+
+__all__ = [
+    "ImageEncoder",
+    "TextEncoder",
+    "WordEncoder",
+    "WordVectors",
+    "evaluate",
+    "load_data",
+    "plot",
+    "pooling",
+    "project",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'embedkit' has no attribute {name!r}")
+    module = import_module(f"embedkit.{_HOMES[name]}")
+    value = module if _HOMES[name] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, for tab completion."""
+    return sorted([*globals(), *__all__])

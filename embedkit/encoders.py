@@ -95,7 +95,9 @@ class _Encoder(ABC):
                 "image processor too; pass it as `processor=`"
             )
         else:  # It stays the caller's, with its own dtype; it moves only when told to.
-            self.model = model if device is None else model.to(device)
+            self.model = model
+            if device is not None:
+                model.to(torch.device(device))  # type: ignore[arg-type]
         self._body = self._without_head(self.model)
         if self._body.main_input_name != self._takes:
             raise ValueError(
@@ -113,15 +115,22 @@ class _Encoder(ABC):
         """Take the part that gives hidden states: no task head, no decoder, one tower of two."""
         if model.config.is_encoder_decoder:
             return model.get_encoder()
-        return getattr(model.base_model, self._tower, model.base_model)
+        base: Any = model.base_model
+        return getattr(base, self._tower, base)
 
     @abstractmethod
     def _load_processor(self, name: Any, revision: str | None) -> Any:
         """Load the tokenizer or image processor that belongs to the model."""
 
     @abstractmethod
+    def encode(
+        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+    ) -> Any:
+        """Turn inputs into vectors, in order."""
+
     def _embed_rows(self, rows: Any) -> Any:
         """Give one embedding per row of a data set's column."""
+        return self.encode(rows)
 
     @property
     def device(self) -> torch.device:
@@ -356,8 +365,6 @@ class ImageEncoder(_Encoder):
                 out[rows] = self._embed([_rgb(images[row], row) for row in rows])
                 bar.update(len(rows))
         return out
-
-    _embed_rows = encode
 
     def _embed(self, images: list[Image.Image]) -> Vectors:
         """Embed one batch of RGB images."""
@@ -599,8 +606,6 @@ class TextEncoder(_TokenEncoder):
                     bar.update(len(rows))
         self._warn_cut(cut, len(texts))
         return out
-
-    _embed_rows = encode
 
     def _vectors(
         self, tokens: list[list[int]], batch_size: int | None = None
@@ -873,8 +878,8 @@ class WordEncoder(_TokenEncoder):
         self, sentences: list[list[str]], offsets: NDArray[np.intp], batch_size: int | None
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield word numbers, counted over all sentences, and their vectors."""
-        encoded = self._tokenize(sentences, self._word_tokenizer) if sentences else None
-        tokens = encoded["input_ids"] if encoded else []
+        encoded = self._tokenize(sentences, self._word_tokenizer)
+        tokens = encoded["input_ids"]
         spans: list[_Span] = []
         word_ids: list[NDArray[np.intp]] = []  # per span: the word each of its tokens speaks for
         for i, ids in enumerate(tokens):
@@ -990,7 +995,7 @@ def _spell(tag: Any, names: Sequence[str] | None) -> str:
     if isinstance(tag, int | np.integer):
         if names is None or not 0 <= tag < len(names):
             raise ValueError(f"tag {tag} has no name; pass `names`, one for each number")
-        tag = names[tag]
+        tag = names[int(tag)]
     if not isinstance(tag, str) or (tag != "O" and tag[:2] not in ("B-", "I-")):
         raise ValueError(f"tag {tag!r} is not BIO; use 'O', 'B-…' or 'I-…'")
     return tag

@@ -1,0 +1,148 @@
+"""Figures: points in, a matplotlib Axes out.
+
+One size and one palette for all lessons. Colours are Okabe and Ito's, which colour-blind readers
+tell apart, and every class has a marker shape too.
+"""
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+# Okabe and Ito (2008), "Color Universal Design"; yellow last, as it is faint on white.
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#000000",
+    "#F0E442",
+)
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
+SIZE = (7.0, 4.5)  # inches
+_UNKNOWN = "#999999"
+# Of whole numbers, more different ones than this are taken for amounts, not for classes.
+_MOST_CLASSES = 24
+
+
+def plot(
+    points: ArrayLike,
+    labels: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Draw a map of points, coloured by label.
+
+    Parameters
+    ----------
+    points : array of float, shape (n, 2)
+        What `project` returned.
+    labels : sequence, length n, optional
+        Classes as numbers or strings: one colour and one marker each, and a legend. Floats are
+        amounts: a colour scale. None and NaN are drawn grey.
+    names : sequence of str, optional
+        What numbered classes are called. A `datasets` column brings its names along.
+    ax : Axes, optional
+        Where to draw; by default a new figure.
+    title : str, optional
+        Of the plot.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Without ticks: a map's coordinates have no meaning.
+
+    Raises
+    ------
+    ValueError
+        If `points` is not (n, 2), or labels and points differ in number.
+
+    Examples
+    --------
+    >>> axes = plot([[0, 0], [1, 1]], labels=["a", "b"], title="Two points")
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['a (1)', 'b (1)']
+    """
+    xy = np.asarray(points, dtype=float)
+    if xy.ndim != 2 or xy.shape[1] != 2:
+        raise ValueError(f"plot takes points (n, 2), and got shape {xy.shape}; use project first")
+    if ax is None:
+        _, ax = plt.subplots(figsize=SIZE, layout="constrained")
+    ax.set(xticks=[], yticks=[], title=title or "")
+    # Many points are drawn small and thin, so that crowds stay readable.
+    look: dict[str, Any] = {
+        "s": float(np.clip(9000 / max(len(xy), 1), 4, 36)),
+        "alpha": 0.8,
+        "linewidths": 0,
+    }
+    if labels is None:
+        ax.scatter(xy[:, 0], xy[:, 1], color=PALETTE[0], **look)
+        return ax
+    names = names if names is not None else _names(labels)
+    values = list(labels)
+    if len(values) != len(xy):
+        raise ValueError(f"plot: {len(xy)} points but {len(values)} labels")
+    known = np.array([value is not None and value == value for value in values], dtype=bool)
+    if _are_amounts([value for value in values if value is not None and value == value]):
+        amounts = np.array(
+            [value for value, is_known in zip(values, known, strict=True) if is_known]
+        )
+        drawn = ax.scatter(xy[known, 0], xy[known, 1], c=amounts, cmap="cividis", **look)
+        ax.figure.colorbar(drawn, ax=ax)
+    else:
+        _classes(ax, xy, values, known, names, look)
+    if not known.all():
+        label = f"no label ({(~known).sum()})"
+        ax.scatter(
+            xy[~known, 0], xy[~known, 1], color=_UNKNOWN, marker=".", label=label, zorder=0, **look
+        )
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=1.5)
+    return ax
+
+
+def _classes(
+    ax: Axes,
+    xy: np.ndarray,
+    values: list[Any],
+    known: np.ndarray,
+    names: Sequence[str] | None,
+    look: dict[str, Any],
+) -> None:
+    """Draw each class in its own colour and shape, with its count in the legend."""
+    numbers = {value for value, is_known in zip(values, known, strict=True) if is_known}
+    colours, shapes = cycle(PALETTE), cycle(MARKERS)
+    for value in sorted(numbers, key=lambda value: (str(type(value)), value)):
+        here = known & np.array([each == value for each in values], dtype=bool)
+        named = names is not None and not isinstance(value, str)
+        name = names[value] if named and names is not None else value
+        ax.scatter(
+            xy[here, 0],
+            xy[here, 1],
+            color=next(colours),
+            marker=next(shapes),
+            label=f"{name} ({here.sum()})",
+            **look,
+        )
+
+
+def _names(labels: Any) -> list[str] | None:
+    """Read the names of the classes off a `datasets` column, where it has them."""
+    return getattr(getattr(labels, "features", None), "names", None)
+
+
+def _are_amounts(values: list[Any]) -> bool:
+    """Tell amounts, which get a colour scale, from classes, which get a legend."""
+    if not values or not all(isinstance(value, int | float | np.number) for value in values):
+        return False
+    if any(isinstance(value, float | np.floating) and value != int(value) for value in values):
+        return True
+    return len(set(values)) > _MOST_CLASSES

@@ -1,0 +1,142 @@
+"""Projection: many dimensions in, a map of two out.
+
+A map is for looking. It keeps who is near whom and gives up nearly everything else: distances
+between clusters, their sizes and their density mean little. Put a number from `evaluate` beside it.
+"""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Method = Literal["umap", "pca"]
+
+# With fewer rows than this UMAP has no neighbourhoods to keep.
+_FEWEST = 4
+
+
+def project(
+    vectors: ArrayLike,
+    *,
+    method: Method = "umap",
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    metric: str = "cosine",
+    seed: int | None = 0,
+    sample: int | None = None,
+) -> NDArray[np.float32]:
+    """Draw a map: two coordinates per vector.
+
+    Parameters
+    ----------
+    vectors : array of float, shape (n, dim)
+        Embeddings.
+    method : {"umap", "pca"}
+        UMAP keeps neighbourhoods; PCA keeps the two directions of largest variance and is linear.
+    n_neighbors : int
+        UMAP: how many neighbours make a neighbourhood. Few show detail, many the whole. With fewer
+        rows than that, all are taken.
+    min_dist : float
+        UMAP: how close points may lie on the map.
+    metric : str
+        UMAP: the distance between vectors.
+    seed : int or None
+        The same seed gives the same map on the same machine. None is faster and differs each time.
+    sample : int, optional
+        Fit on this many rows, drawn with the seed, and place the others on that map.
+
+    Returns
+    -------
+    array of float32, shape (n, 2)
+        In the order of `vectors`.
+
+    Raises
+    ------
+    ValueError
+        If `vectors` is no table of finite numbers, has too few rows for UMAP, or a setting is
+        unknown.
+
+    References
+    ----------
+    McInnes, Healy and Melville (2018), "UMAP: Uniform Manifold Approximation and Projection".
+
+    Examples
+    --------
+    >>> project(np.eye(5), method="pca").shape
+    (5, 2)
+    """
+    vectors = _checked(vectors)
+    if method not in ("umap", "pca"):
+        raise ValueError(f"project(method={method!r}): unknown; choose from pca, umap")
+    fitted = np.arange(len(vectors))
+    if sample is not None and sample < len(vectors):
+        if sample < 1:
+            raise ValueError(f"project(sample={sample}): give a number of rows, or None for all")
+        fitted = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+    if len(vectors) == 0:
+        return np.zeros((0, 2), np.float32)
+    if method == "pca":
+        return _pca(vectors, fitted)
+    if len(fitted) < _FEWEST:
+        raise ValueError(
+            f"project: UMAP needs at least {_FEWEST} rows and got {len(fitted)}; "
+            "use method='pca', or more rows"
+        )
+    if n_neighbors < 2:
+        raise ValueError(f"project(n_neighbors={n_neighbors}): give 2 or more")
+    # Imported here, because it compiles and takes seconds.
+    from umap import UMAP
+
+    mapper = UMAP(
+        n_neighbors=min(n_neighbors, len(fitted) - 1),
+        min_dist=min_dist,
+        metric=metric,
+        random_state=seed,
+        # With a seed UMAP works on one core, and warns unless told that this is meant.
+        n_jobs=1 if seed is not None else -1,
+        # The spectral start needs more rows than dimensions to spare.
+        init="spectral" if len(fitted) > 10 else "random",
+        tqdm_kwds={"disable": False, "delay": 2, "leave": False, "desc": "UMAP", "unit": "epoch"},
+    )
+    with warnings.catch_warnings():
+        # Vectors in several unconnected clusters are no fault: it falls back to another start.
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")
+        warnings.filterwarnings("ignore", message="Spectral initialisation failed")
+        points = mapper.fit_transform(vectors[fitted])
+    if len(fitted) == len(vectors):
+        return points.astype(np.float32)
+    out = np.empty((len(vectors), 2), np.float32)
+    others = np.setdiff1d(np.arange(len(vectors)), fitted)
+    out[fitted], out[others] = points, mapper.transform(vectors[others])
+    return out
+
+
+def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Project on the first two principal components; missing ones are zero."""
+    from sklearn.decomposition import PCA
+
+    out = np.zeros((len(vectors), 2), np.float32)
+    count = min(2, len(fitted), vectors.shape[1])
+    if len(fitted) > 1:  # a single row has no direction of variance
+        pca = PCA(n_components=count, svd_solver="full" if len(fitted) < 500 else "auto")
+        pca.set_params(random_state=0).fit(vectors[fitted])
+        out[:, :count] = pca.transform(vectors)
+    return out
+
+
+def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
+    """Make a finite float table of what was given, or say what is wrong with it."""
+    try:
+        table = np.asarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"project takes an array (n, dim) of numbers: {error}") from error
+    if table.ndim != 2:
+        raise ValueError(f"project takes an array (n, dim), and got shape {table.shape}")
+    wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"project: {len(wrong)} of {len(table)} rows hold NaN or infinite values (the first: "
+            f"row {wrong[0]}); leave them out"
+        )
+    return table
