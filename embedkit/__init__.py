@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedkit import evaluate, pooling
     from embedkit.data import load_data
-    from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder, WordVectors
+    from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder
     from embedkit.plotting import plot
     from embedkit.projection import project
+    from embedkit.words import WordVectors
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,7 @@ _HOMES = {
     "ImageEncoder": "encoders",
     "TextEncoder": "encoders",
     "WordEncoder": "encoders",
-    "WordVectors": "encoders",
+    "WordVectors": "words",
     "evaluate": "evaluate",
     "load_data": "data",
     "plot": "plotting",

@@ -6,32 +6,28 @@ a whole image (`ImageEncoder`), a whole text (`TextEncoder`), one word (`WordEnc
 
 import functools
 import inspect
-import io
 import os
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from embedkit import models, pooling
 from embedkit.batching import batches, best_window, windows
+from embedkit.images import shown, to_rgb
 from embedkit.pooling import Pooling, Subwords
+from embedkit.words import Vectors, WordVectors
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Vectors = NDArray[np.float32]
 Combine = Literal["mean", "concat"]
 Model = str | os.PathLike[str] | PreTrainedModel
 
@@ -362,7 +358,7 @@ class ImageEncoder(_Encoder):
         out = np.empty((len(images), self.dim), np.float32)
         with _progress(len(images), "image", progress) as bar:
             for rows in batches(np.ones(len(images)), batch_size=batch_size or _IMAGE_BATCH):
-                out[rows] = self._embed([_rgb(images[row], row) for row in rows])
+                out[rows] = self._embed([to_rgb(images[row], row) for row in rows])
                 bar.update(len(rows))
         return out
 
@@ -588,7 +584,7 @@ class TextEncoder(_TokenEncoder):
         texts = _listed(inputs, "texts", single=(str, bytes))
         for row, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"text {row} is {_shown(text)}; every text has to be a str")
+                raise TypeError(f"text {row} is {shown(text)}; every text has to be a str")
         out = np.empty((len(texts), self.dim), np.float32)
         cut = 0
         with _progress(len(texts), "text", progress) as bar:
@@ -614,102 +610,6 @@ class TextEncoder(_TokenEncoder):
         spans = [_Span(row, 0, min(len(ids), self._room)) for row, ids in enumerate(tokens)]
         for rows, hidden, mask in self._states(tokens, spans, batch_size):
             yield rows, self._pool(self._pooling, hidden, mask)
-
-
-@dataclass(eq=False)
-class WordVectors:
-    """Vectors of words, or of the mentions made of them, in reading order.
-
-    Attributes
-    ----------
-    vectors : array of float32, shape (n, dim)
-    sentence : array of int, shape (n,)
-        Which sentence.
-    position : array of int, shape (n,)
-        Which word of that sentence; of a mention, its first.
-    word : list of str, length n
-        The word; of a mention, its words joined by spaces.
-    label, start, end : list of str, arrays of int, shape (n,); None for plain words
-        A mention's type, its first word, and the word after its last.
-    """
-
-    vectors: Vectors
-    sentence: NDArray[np.intp]
-    position: NDArray[np.intp]
-    word: list[str]
-    label: list[str] | None = None
-    start: NDArray[np.intp] | None = None
-    end: NDArray[np.intp] | None = None
-
-    def __len__(self) -> int:
-        """Count the words or mentions."""
-        return len(self.word)
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Make a table of everything but the vectors, one row per word or mention.
-
-        Returns
-        -------
-        DataFrame
-            Row i belongs to ``vectors[i]``.
-        """
-        import pandas as pd
-
-        columns = ("sentence", "position", "word", "label", "start", "end")
-        values = {name: getattr(self, name) for name in columns}
-        return pd.DataFrame({name: value for name, value in values.items() if value is not None})
-
-    def entities(self, tags: Any, names: Sequence[str] | None = None) -> "WordVectors":
-        """Average the words of each mention that BIO tags mark.
-
-        Parameters
-        ----------
-        tags : sequence of sequences of str or int
-            One tag per word of each sentence: ``"B-PER"``, ``"I-PER"``, ``"O"``, or numbers that
-            `names` spells out. A `datasets` column brings its names along.
-        names : sequence of str, optional
-            The tags that the numbers stand for.
-
-        Returns
-        -------
-        WordVectors
-            One row per mention, with `label`, `start` and `end`. An ``I-`` that continues nothing
-            begins a mention, as in the CoNLL scorer. A word without a vector (NaN) is left out of
-            the average.
-
-        Raises
-        ------
-        ValueError
-            If a sentence has another number of tags than of words, or a tag is not BIO.
-        """
-        names = names if names is not None else _tag_names(tags)
-        sizes = np.bincount(self.sentence) if len(self) else np.zeros(0, np.intp)
-        sizes = np.pad(sizes, (0, max(0, len(tags) - len(sizes))))
-        if len(sizes) > len(tags):
-            raise ValueError(f"{len(sizes)} sentences but tags for {len(tags)}; give one list each")
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        mentions = []
-        for sentence, row in enumerate(tags):
-            spelled = [_spell(tag, names) for tag in row]
-            if len(spelled) != sizes[sentence]:
-                raise ValueError(
-                    f"sentence {sentence} has {sizes[sentence]} words but {len(spelled)} tags; "
-                    "give one tag per word"
-                )
-            mentions += [(sentence, *span) for span in _bio_spans(spelled)]
-        spans = [slice(offsets[row] + start, offsets[row] + end) for row, start, end, _ in mentions]
-        vectors = [_mean_of_known(self.vectors[span]) for span in spans]
-        columns = list(zip(*mentions, strict=True)) or [(), (), (), ()]
-        starts = np.array(columns[1], np.intp)
-        return WordVectors(
-            vectors=np.array(vectors, np.float32).reshape(len(spans), self.vectors.shape[1]),
-            sentence=np.array(columns[0], np.intp),
-            position=starts,
-            word=[" ".join(self.word[span]) for span in spans],
-            label=list(columns[3]),
-            start=starts,
-            end=np.array(columns[2], np.intp),
-        )
 
 
 class WordEncoder(_TokenEncoder):
@@ -955,16 +855,11 @@ def _listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> list[Any]:
     ):
         raise TypeError(
             f"encode takes a list, tuple, array, pandas Series or datasets column of {what}, "
-            f"and got {_shown(inputs)}"
+            f"and got {shown(inputs)}"
         )
     if not hasattr(inputs, "__len__") or not hasattr(inputs, "__iter__"):
-        raise TypeError(f"encode takes a list of {what}, and got {_shown(inputs)}")
+        raise TypeError(f"encode takes a list of {what}, and got {shown(inputs)}")
     return list(inputs)
-
-
-def _shown(value: Any) -> str:
-    """Show a wrong value in a few characters."""
-    return "None" if value is None else f"a {type(value).__name__} ({str(value)[:30]!r})"
 
 
 def _sentences(inputs: Any) -> list[list[str]]:
@@ -975,92 +870,13 @@ def _sentences(inputs: Any) -> list[list[str]]:
             sentence = sentence.split()
         elif not isinstance(sentence, list | tuple | np.ndarray):
             raise TypeError(
-                f"sentence {row} is {_shown(sentence)}; it has to be a str or a list of words"
+                f"sentence {row} is {shown(sentence)}; it has to be a str or a list of words"
             )
         for position, word in enumerate(sentence):
             if not isinstance(word, str):
-                raise TypeError(f"sentence {row}, word {position} is {_shown(word)}, not a str")
+                raise TypeError(f"sentence {row}, word {position} is {shown(word)}, not a str")
         sentences.append(list(sentence))
     return sentences
-
-
-def _tag_names(tags: Any) -> list[str] | None:
-    """Read the tags' names off a `datasets` column, where it has them."""
-    feature = getattr(tags, "features", None)
-    return getattr(getattr(feature, "feature", None), "names", None)
-
-
-def _spell(tag: Any, names: Sequence[str] | None) -> str:
-    """Give a tag its name, and check that it is a BIO tag."""
-    if isinstance(tag, int | np.integer):
-        if names is None or not 0 <= tag < len(names):
-            raise ValueError(f"tag {tag} has no name; pass `names`, one for each number")
-        tag = names[int(tag)]
-    if not isinstance(tag, str) or (tag != "O" and tag[:2] not in ("B-", "I-")):
-        raise ValueError(f"tag {tag!r} is not BIO; use 'O', 'B-…' or 'I-…'")
-    return tag
-
-
-def _bio_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Read (start, end, label) of every mention off BIO tags."""
-    spans: list[tuple[int, int, str]] = []
-    for position, tag in enumerate(tags):
-        kind, label = tag[:1], tag[2:]
-        if kind == "I" and spans and spans[-1][1:] == (position, label):
-            spans[-1] = (spans[-1][0], position + 1, label)
-        elif kind != "O":
-            spans.append((position, position + 1, label))
-    return spans
-
-
-def _mean_of_known(vectors: Vectors) -> Vectors:
-    """Average rows, leaving out those of NaN; NaN if there is no other."""
-    known = vectors[~np.isnan(vectors).any(axis=1)]
-    return known.mean(axis=0) if len(known) else np.full(vectors.shape[1], np.nan, np.float32)
-
-
-def _rgb(image: Any, row: int) -> Image.Image:
-    """Open, turn upright and convert one image, or say which one is none."""
-    try:
-        if isinstance(image, Mapping) and "bytes" in image:  # a `datasets` image, not decoded
-            image = image["bytes"] or image["path"]
-        if isinstance(image, bytes):
-            image = Image.open(io.BytesIO(image))
-        elif isinstance(image, str | os.PathLike):
-            image = Image.open(image)
-        elif not isinstance(image, Image.Image):
-            image = _from_array(np.asarray(image))
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits; Pillow would clip them to white
-            image = _from_array(np.asarray(image).astype(np.uint16))
-        return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"image {row} is no image file that Pillow can read: {error}") from error
-    except FileNotFoundError as error:
-        raise ValueError(f"image {row}: there is no file {error.filename}") from error
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"image {row} ({_shown(image)}) cannot be read: {error}") from error
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    """Make an image of an array (height, width) or (height, width, channels)."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ValueError(
-            f"an array of shape {array.shape}; give (height, width) or (height, width, 3 or 4)"
-        )
-    if array.dtype == np.uint16:
-        array = array / 65535
-    if array.dtype == bool or np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails too
-            raise ValueError("floats outside 0 to 1; scale them, or give integers from 0 to 255")
-        array = np.round(array * 255.0)
-    elif not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"an array of {array.dtype}; give integers or floats")
-    if array.min() < 0 or array.max() > 255:
-        raise ValueError("integers outside 0 to 255")
-    return Image.fromarray(array.astype(np.uint8))
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def silhouette(vectors: Any, labels: Any) -> float:
 
 
 def trustworthiness(vectors: Any, points: Any, *, k: int = 5) -> float:
-    """Say how far a map can be trusted: are neighbours on it neighbours in the full space?
+    """Say how far a map can be trusted to show as neighbours what are neighbours in the full space.
 
     Parameters
     ----------
