@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 def knn_accuracy(
     train: Any, train_labels: Any, test: Any, test_labels: Any, *, k: int = 5
 ) -> float:
-    """Let the `k` nearest training vectors name each test vector, and count how often they are right.
+    """Let the `k` nearest training vectors name each test vector; say how often they are right.
 
     Use it to ask whether near means alike. Near is measured by the cosine, as on the maps.
 

@@ -1,0 +1,55 @@
+# The commands of the project. Each sets up what it needs first: a virtual environment in .venv,
+# made once and made again only when pyproject.toml or constraints.txt change.
+#   make run                          execute all lessons, write build/site/index.html
+#   make run NOTEBOOK=02_sentiment MODEL=distilbert-base-uncased DATA=...   one lesson, your way
+#   make lab                          read the lessons in JupyterLab
+#   make test | make check            all tests | those that take under two minutes
+#   make notebooks                    execute the lessons and keep the outputs in notebooks/
+#   make format                       put code and notebooks into shape
+#   make clean                        remove what was built, the environment included
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+EXTRAS := lab,bundled,dev
+NOTEBOOK ?=
+# Lessons need no hub; with a model of your own they may ask it.
+RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
+
+.PHONY: run lab test check notebooks format clean
+.DEFAULT_GOAL := run
+
+run: $(READY)
+	$(BIN)/python notebooks/build.py $(RUN_ARGS)
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/build.py --in-place $(RUN_ARGS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+# Written last, so that a set-up that was cut off starts again.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $(READY)
