@@ -1,0 +1,128 @@
+"""The lessons: their form, and that they run, exercises and solutions included."""
+
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+TEMPLATE = ("01", "02", "04")  # the lessons on the fourteen-section template
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook, tag=None):
+    return [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "code" and (tag is None or tag in cell.metadata.get("tags", []))
+    ]
+
+
+def solutions(notebook):
+    """Take the code out of the solutions' <details>, in order."""
+    text = [c.source for c in notebook.cells if "solution" in c.metadata.get("tags", [])]
+    found = [re.search(r"<details>.*```python\n(.*?)```.*</details>", t, re.DOTALL) for t in text]
+    assert all(found), "a solution holds no ```python block inside <details>"
+    return [match.group(1) for match in found]
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+parametrize = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_the_three_lessons_are_there():
+    names = {path.stem for path in NOTEBOOKS}
+    assert names >= {"01_image_classification", "02_sentiment", "04_named_entities"}
+
+
+@parametrize
+def test_lesson_is_committed_with_clean_outputs(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 1_000_000
+    assert "widgets" not in notebook.metadata
+    for cell in code_cells(notebook):
+        assert cell.execution_count, f"not run: {cell.source[:60]}"
+        for output in cell.outputs:
+            assert output.output_type != "error", output.get("evalue")
+            assert output.get("name") != "stderr", output.get("text")
+            assert not any("widget" in kind for kind in output.get("data", {}))
+
+
+@parametrize
+def test_cells_are_short_and_figures_have_a_text(path):
+    notebook = read(path)
+    for cell in code_cells(notebook):
+        lines = [line for line in cell.source.split("\n") if line.strip()]
+        assert len(lines) <= 12, cell.source[:60]
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata.get("alt", "")) > 20, cell.source[:60]
+    assert len(code_cells(notebook, "thumbnail")) == 1
+    assert len(code_cells(notebook, "parameters")) == 1
+
+
+@parametrize
+def test_lesson_follows_the_template(path):
+    notebook = read(path)
+    first = notebook.cells[0].source
+    assert "colab-badge" in first
+    assert re.search(r"^# .+\n\n\*[^*]+\*$", first, re.MULTILINE), "title, then promise"
+    headings = re.findall(
+        r"^## (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M
+    )
+    if path.stem[:2] in TEMPLATE:
+        assert headings[:3] == ["What you will learn", "Set-up", "The data"]
+        assert headings[-3:] == ["Exercises", "What you have learned", "Troubleshooting"]
+    assert all(
+        "allclose" not in cell.source
+        or "assert" in cell.source
+        or "check" in cell.metadata.get("tags", [])
+        for cell in code_cells(notebook)
+    )
+    assert "parameters" not in notebook.cells[0].metadata.get("tags", [])
+
+
+@parametrize
+def test_exercises_come_in_threes(path):
+    notebook = read(path)
+    tags = [
+        tag
+        for cell in notebook.cells
+        for tag in cell.metadata.get("tags", [])
+        if tag in ("exercise", "check", "solution")
+    ]
+    assert tags == ["exercise", "check", "solution"] * 3
+
+
+@pytest.mark.slow
+@parametrize
+def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch):
+    """As it stands each check says Not yet; after the solution it says Right."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    notebook = read(path)
+    answers = iter(solutions(notebook))
+    cells, checks = [], []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if "check" in cell.metadata.get("tags", []):
+            checks.append(cell)
+        if "solution" in cell.metadata.get("tags", []):
+            again = new_code_cell(checks[-1].source, metadata={"tags": ["check"]})
+            cells += [new_code_cell(next(answers)), again]
+            checks.append(again)
+    notebook.cells = cells
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    for before, after in zip(checks[::2], checks[1::2], strict=True):
+        assert "Not yet:" in printed(before) and "Right:" not in printed(before)
+        assert "Right:" in printed(after) and "Not yet:" not in printed(after)

@@ -1,0 +1,129 @@
+"""The project's own files: set-up, README, and the promises made of both."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+URL = PROJECT["urls"]["Repository"]
+CONDA_NAMES = {"torch": "pytorch"}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def test_import_is_quick_and_leaves_torch_alone():
+    code = (
+        "import time; begun = time.process_time(); import embedkit; "
+        "spent = time.process_time() - begun; import sys; "
+        "print('torch' in sys.modules, spent)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    has_torch, spent = shown.stdout.split()
+    assert has_torch == "False"
+    assert float(spent) < 0.5
+
+
+def test_every_public_name_can_be_had():
+    import embedkit
+
+    assert set(embedkit.__all__) <= set(dir(embedkit))
+    assert all(getattr(embedkit, name) is not None for name in embedkit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'encodr'"):
+        _ = embedkit.encodr
+
+
+def test_environment_yml_says_what_pyproject_says():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    environment = yaml.safe_load(text)
+    assert environment["channels"] == ["conda-forge"]
+    conda = [each for each in environment["dependencies"] if isinstance(each, str)]
+    pip = next(each["pip"] for each in environment["dependencies"] if isinstance(each, dict))
+    assert pip == ["-e .[bundled]"]
+    assert f"python{PROJECT['requires-python']}" in conda
+    for need in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["lab"]:
+        name, floor = re.fullmatch(r"([\w-]+)(.*)", need).groups()
+        assert CONDA_NAMES.get(name, name) + floor in conda
+    for line in re.findall(r"^ +- .*$", text.partition("dependencies:")[2], re.MULTILINE):
+        needs_no_reason = line.strip() == "- pip:"
+        assert needs_no_reason or re.search(r"# .{5,}", line), f"no reason beside {line!r}"
+
+
+def test_every_dependency_says_why():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = [need for needs in PROJECT["optional-dependencies"].values() for need in needs]
+    for need in PROJECT["dependencies"] + extras:
+        line = next(line for line in text.split("\n") if f'"{need}"' in line)
+        assert re.search(r"# \w.{5,}", line), f"no reason beside {need}"
+
+
+def test_constraints_pin_torch_and_meet_the_floors():
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")
+        if "==" in line and not line.startswith("#")
+    )
+    assert pins["torch"] == "2.13.0"
+    for need in PROJECT["dependencies"]:
+        name, floor = need.split(">=")
+        pin = pins[name] if name in pins else pins[name.replace("-", "_")]
+        assert [int(n) for n in pin.split(".")] >= [int(n) for n in floor.split(".")]
+
+
+def test_the_repository_has_one_address():
+    """Every badge and install line follows [project.urls]."""
+    path = URL.removeprefix("https://github.com/")
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *NOTEBOOKS]:
+        text = file.read_text(encoding="utf-8")
+        assert "pip install embedkit" not in text
+        for found in re.findall(r"github\.com/([\w-]+/embedkit[\w-]*)", text):
+            assert found == path, file.name
+        for found in re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)", text):
+            assert found == path, file.name
+        for found in re.findall(r"git\+(https://[^\s\"\\]+)", text):
+            assert found == URL, file.name
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for notebook in NOTEBOOKS:
+        badge = f"colab.research.google.com/github/{path}/blob/main/notebooks/{notebook.name}"
+        assert badge in readme and badge in notebook.read_text(encoding="utf-8")
+
+
+def test_readme_tour_runs(tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tour = re.search(r"## The tour.*?```python\n(.*?)```", readme, re.DOTALL).group(1)
+    names = {}
+    exec(compile(tour, "README.md", "exec"), names)
+    assert names["vectors"].shape == (len(names["data"]), 384)
+    assert names["points"].shape == (len(names["data"]), 2)
+    plt.close("all")
+
+
+def test_readme_names_files_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", readme):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_bundled_material(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True
+    )
+    (wheel,) = tmp_path.glob("embedkit_lessons-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in (
+        "digits/test.parquet",
+        "reviews/test.parquet",
+        "entities/test.parquet",
+        "vit-glyphs/model.safetensors",
+        "vit-glyphs/README.md",
+    ):
+        assert f"embedkit/bundled/{needed}" in names
