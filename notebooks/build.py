@@ -7,6 +7,7 @@ are. ``--in-place`` keeps the outputs in ``notebooks/`` instead, which is how th
 import argparse
 import base64
 import html
+import os
 import re
 import sys
 import time
@@ -88,9 +89,17 @@ def execute(path: Path, parameters: dict[str, str]) -> Lesson:
     """Run one notebook from top to bottom, in its own folder and a fresh kernel."""
     target = BUILD / "executed" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("MPLBACKEND", None)  # set, it would keep the figures out of the notebook
     begun = time.perf_counter()
     papermill.execute_notebook(
-        path, target, parameters, cwd=HERE, kernel_name="python3", progress_bar=False
+        path,
+        target,
+        parameters,
+        cwd=HERE,
+        kernel_name="python3",
+        progress_bar=False,
+        # Else the kernel remarks, for each lesson, that it talks to this machine unencrypted.
+        extra_arguments=["--log-level=ERROR"],
     )
     seconds = time.perf_counter() - begun
     return Lesson(path.stem, clean(nbformat.read(target, as_version=4)), seconds)

@@ -108,6 +108,7 @@ def test_exercises_come_in_threes(path):
 def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch):
     """As it stands each check says Not yet; after the solution it says Right."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the inline one draws into the notebook
     notebook = read(path)
     answers = iter(solutions(notebook))
     cells, checks = [], []

@@ -26,6 +26,7 @@ def build(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "build", module)
     spec.loader.exec_module(module)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setattr(module, "HERE", tmp_path)
     monkeypatch.setattr(module, "BUILD", tmp_path / "build")
     return module
