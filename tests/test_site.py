@@ -36,7 +36,8 @@ def write(path, *extra):
     figure = new_code_cell(DRAW, metadata={"tags": ["thumbnail"], "alt": "A line that goes up."})
     parameters = new_code_cell("MODEL = 'default'", metadata={"tags": ["parameters"]})
     cells = [new_markdown_cell(FIRST), parameters, figure, *extra]
-    nbformat.write(new_notebook(cells=cells), path)
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
 
 
 def run(build, monkeypatch, *arguments):
