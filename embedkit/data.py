@@ -92,11 +92,17 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
     """Load from a folder or the Hub, and say why where it can't be."""
     try:
         return load_dataset(name, config, split=split, revision=revision)
+    except ConnectionError as error:
+        raise OSError(
+            f"load_data({name!r}): could not reach the Hub: the network failed, not the name "
+            f"({' '.join(str(error).split())[:200]}). Check the connection or the proxy, or use "
+            "bundled/digits, bundled/reviews or bundled/entities, which work offline"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OSError(
-            f"load_data({name!r}, split={split!r}) failed: {reason}. Check the name and the split; "
-            "without a network, bundled/digits, bundled/reviews and bundled/entities work"
+            f"load_data({name!r}, split={split!r}): {reason.rstrip('.')}. Check the name, the split "
+            "and, where the data set has several parts, `config`"
         ) from error
 
 
