@@ -101,8 +101,8 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OSError(
-            f"load_data({name!r}, split={split!r}): {reason.rstrip('.')}. Check the name, the split "
-            "and, where the data set has several parts, `config`"
+            f"load_data({name!r}, split={split!r}): {reason.rstrip('.')}. Check the name, split "
+            "and (where the data set has several parts) `config`"
         ) from error
 
 
