@@ -216,7 +216,8 @@ class _Encoder(ABC):
 
     def _pool(self, pool: Callable[..., Tensor], hidden: Tensor, mask: Tensor) -> Vectors:
         """Apply a pooling function, check what it returns, and leave the device."""
-        vectors = pool(hidden, mask)
+        with torch.inference_mode():  # a pooling function may hold weights of its own
+            vectors = pool(hidden, mask)
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(hidden):
             got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
             raise ValueError(
