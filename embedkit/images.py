@@ -37,7 +37,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     """Make an image of an array (height, width) or (height, width, channels)."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+    if not array.size or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)):
         raise ValueError(
             f"an array of shape {array.shape}; give (height, width) or (height, width, 3 or 4)"
         )
