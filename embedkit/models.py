@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -67,6 +68,7 @@ def load_model(
             source,
             dtype=DTYPES[dtype],
             use_safetensors=True,
+            trust_remote_code=False,  # by default it asks, and a yes would run it
             output_loading_info=True,
             **options,
         )
@@ -105,7 +107,13 @@ def load_tokenizer(
     """
     source, options = _source(name, revision)
     with _quiet(), _explained(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source, **options, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, **options, **settings
+        )
+        # Where the files are missing, transformers makes one that knows no word.
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise ValueError("its files are missing, so it has no vocabulary")
+        return tokenizer
 
 
 def load_image_processor(name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
@@ -130,7 +138,9 @@ def load_image_processor(name: str | os.PathLike[str], *, revision: str | None =
     """
     source, options = _source(name, revision)
     with _quiet(), _explained(name, "image processor"):
-        return AutoImageProcessor.from_pretrained(source, backend="pil", **options)
+        return AutoImageProcessor.from_pretrained(
+            source, backend="pil", trust_remote_code=False, **options
+        )
 
 
 def fingerprint(name: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...]:
@@ -160,7 +170,7 @@ def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
         if folder is not None:
             return str(folder), {"local_files_only": True}
         text = _MINILM_ON_HUB
-    elif Path(text).is_dir():
+    elif text and Path(text).is_dir():
         return text, {"local_files_only": True}
     elif Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise OSError(f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(_NAMES)}")
@@ -271,7 +281,7 @@ def _explained(name: str | os.PathLike[str], part: str = "model") -> Iterator[No
     """Turn what transformers raises into a sentence that names the cause and the next step."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             cause = "it needs code of its own, which embedkit does not run; choose another model"
