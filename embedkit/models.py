@@ -111,7 +111,7 @@ def load_tokenizer(
             source, trust_remote_code=False, **options, **settings
         )
         # Where the files are missing, transformers makes one that knows no word.
-        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
             raise ValueError("its files are missing, so it has no vocabulary")
         return tokenizer
 
