@@ -90,6 +90,9 @@ def _bundled(name: str, split: str) -> Dataset:
 
 def _loaded(name: str, split: str, config: str | None, revision: str | None) -> Dataset:
     """Load from a folder or the Hub, and say why where it can't be."""
+    local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if local and not Path(name).exists():
+        raise OSError(f"load_data({name!r}): no such folder; give a folder, a Hub id, or bundled/…")
     try:
         return load_dataset(name, config, split=split, revision=revision)
     except ConnectionError as error:
@@ -109,12 +112,13 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
 def _with_names(table: Dataset) -> Dataset:
     """Turn labels and tags given as strings into numbers with names, and paths into images."""
     features: dict[str, Any] = table.features
-    if features.get("label") == Value("string"):
+    strings = Value("string"), Value("large_string")  # pandas 3 writes the latter
+    if features.get("label") in strings:
         table = table.class_encode_column("label")
-    if features.get("ner_tags") == List(Value("string")):
+    if features.get("ner_tags") in [List(value) for value in strings]:
         names = sorted({tag for row in table["ner_tags"] for tag in row})
         names = ["O", *(tag for tag in names if tag != "O")]
         table = table.cast_column("ner_tags", List(ClassLabel(names=names)))
-    if features.get("image") in (Value("string"), Value("binary")):
+    if features.get("image") in (*strings, Value("binary")):
         table = table.cast_column("image", Image())
     return table

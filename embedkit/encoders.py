@@ -358,7 +358,8 @@ class ImageEncoder(_Encoder):
             )
         out = np.empty((len(images), self.dim), np.float32)
         with _progress(len(images), "image", progress) as bar:
-            for rows in batches(np.ones(len(images)), batch_size=batch_size or _IMAGE_BATCH):
+            size = _IMAGE_BATCH if batch_size is None else batch_size
+            for rows in batches(np.ones(len(images)), batch_size=size):
                 out[rows] = self._embed([to_rgb(images[row], row) for row in rows])
                 bar.update(len(rows))
         return out
@@ -757,8 +758,8 @@ class WordEncoder(_TokenEncoder):
         tokens = [
             self._tokenize([text])["input_ids"][0]
             if isinstance(text, str)
-            else self._tokenize(_sentences([text]), self._word_tokenizer)["input_ids"][0]
-            for text in texts
+            else self._tokenize([words], self._word_tokenizer)["input_ids"][0]
+            for text, words in zip(texts, _sentences(texts), strict=True)
         ]
         out: list[Any] = [None] * len(texts)
         spans = [_Span(row, 0, min(len(ids), self._room)) for row, ids in enumerate(tokens)]

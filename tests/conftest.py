@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 
 # Before torch and its kin are imported: no test reaches out, and none opens a window.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time on more
 os.environ["MPLBACKEND"] = "agg"
+_CACHE = tempfile.TemporaryDirectory(prefix="embedkit-tests-")
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 from collections.abc import Callable
 from pathlib import Path
