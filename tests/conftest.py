@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 
 # Before torch and its kin are imported: no test reaches out, and none opens a window.
@@ -10,8 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time on more
 os.environ["MPLBACKEND"] = "agg"
-_CACHE = tempfile.TemporaryDirectory(prefix="embedkit-tests-")
-os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="embedkit-tests-")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +211,11 @@ BUILDERS: dict[str, Callable[[], tuple[nn.Module, object]]] = {
     "clip": _clip,
     "siglip": _siglip,
 }
+
+
+def pytest_unconfigure() -> None:
+    """Throw the tests' own cache away."""
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

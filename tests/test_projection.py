@@ -107,6 +107,7 @@ def test_one_dimension_makes_a_map(blobs):
     assert not points[:, 1].any()
 
 
+@pytest.mark.slow
 def test_a_missing_seed_is_allowed(blobs):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
