@@ -14,8 +14,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := lab,bundled,dev
 NOTEBOOK ?=
-# Lessons need no hub; with a model of your own they may ask it.
 RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
+
+# Threads that wait for work sleep instead of spinning: on a machine that does something else too,
+# spinning made a small model several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: run lab test check notebooks format clean
 .DEFAULT_GOAL := run
