@@ -231,6 +231,15 @@ def test_cls_is_refused_where_there_is_none(tiny, name):
         ek.TextEncoder(tiny(name), pooling="cls")
 
 
+def test_cls_is_refused_in_a_causal_model_that_puts_one_first(tiny):
+    # The first token is blind to the rest, whatever it is called.
+    model = tf.AutoModel.from_pretrained(tiny("gpt2"))
+    tokenizer = tf.AutoTokenizer.from_pretrained(tiny("bert"))
+    assert tokenizer("a")["input_ids"][0] == tokenizer.cls_token_id
+    with pytest.raises(ValueError, match=r"choose from last, max, mean"):
+        ek.TextEncoder(model, processor=tokenizer, pooling="cls")
+
+
 @pytest.mark.parametrize("name", ["swin", "resnet", "convnext", "siglip"])
 def test_cls_is_refused_for_images_without_a_class_token(tiny, name):
     with pytest.raises(ValueError, match=r"choose from max, mean, patch_mean"):
