@@ -116,9 +116,15 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if alt:
             cell.metadata["alt"] = alt
         if cell.cell_type == "code":
-            # A progress bar that has done its work says nothing to a reader.
-            cell.outputs = [each for each in cell.outputs if WIDGET not in each.get("data", {})]
+            cell.outputs = [each for each in cell.outputs if not _is_progress_bar(each)]
     return notebook
+
+
+def _is_progress_bar(output: NotebookNode) -> bool:
+    """Tell a bar, which says nothing once its work is done, from what a reader wants to keep."""
+    return WIDGET in output.get("data", {}) or (
+        output.get("name") == "stderr" and "%|" in output.get("text", "")
+    )
 
 
 def write_page(lesson: Lesson, site: Path) -> None:
