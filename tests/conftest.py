@@ -11,7 +11,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose time on more
 os.environ["MPLBACKEND"] = "agg"
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="embedkit-tests-")
+# Named by the process, because pytest and the tests each import this file.
+os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/embedkit-tests-{os.getpid()}"
 
 from collections.abc import Callable
 from pathlib import Path
