@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 # Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
 _INSIDE = Path(__file__).with_name("bundled")
@@ -96,9 +97,12 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
     try:
         return load_dataset(name, config, split=split, revision=revision)
     except ConnectionError as error:
+        reason = " ".join(str(error).split())[:200]
+        cause = f"could not reach the Hub: the network failed, not the name ({reason})"
+        if HF_HUB_OFFLINE:
+            cause = "HF_HUB_OFFLINE is set, and the data set is not in the cache"
         raise OSError(
-            f"load_data({name!r}): could not reach the Hub: the network failed, not the name "
-            f"({' '.join(str(error).split())[:200]}). Check the connection or the proxy, or use "
+            f"load_data({name!r}): {cause}. Check the connection or the proxy, or use "
             "bundled/digits, bundled/reviews or bundled/entities, which work offline"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:

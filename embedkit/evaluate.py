@@ -294,6 +294,8 @@ def _table(values: Any, name: str) -> NDArray[np.float64]:
     from scipy.sparse import issparse
 
     if issparse(values):
+        if not np.isfinite(values.tocsr().data).all():
+            raise ValueError(f"{name} holds NaN or infinite values; leave those rows out")
         return values.tocsr()
     try:
         table = np.asarray(values, dtype=float)

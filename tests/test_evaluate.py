@@ -145,3 +145,9 @@ def test_no_drift_between_equal_rows():
 def test_the_smallest_p_value_is_that_of_the_shuffles():
     far = np.random.default_rng(0).normal(size=(30, 3))
     assert evaluate.drift(far, far + 9, permutations=99)["p_value"] == 0.01
+
+
+def test_sparse_vectors_are_checked_too():
+    broken = csr_matrix([[1.0, 0.0], [np.nan, 1.0]])
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate.knn_accuracy(broken, ["a", "b"], broken, ["a", "b"], k=1)
