@@ -262,7 +262,8 @@ class ImageEncoder(_Encoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one.
+        False takes the last state before the model's final norm, where it has one. For GPT-style
+        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16"}
@@ -501,7 +502,8 @@ class TextEncoder(_TokenEncoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one.
+        False takes the last state before the model's final norm, where it has one. For GPT-style
+        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16"}
@@ -634,7 +636,8 @@ class WordEncoder(_TokenEncoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one.
+        False takes the last state before the model's final norm, where it has one. For GPT-style
+        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16"}
