@@ -716,12 +716,12 @@ class WordEncoder(_TokenEncoder):
         sizes = np.array([len(words) for words in sentences], np.intp)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         out = np.full((offsets[-1], self.dim), np.nan, np.float32)
-        with _progress(len(sentences), "sentence", progress) as bar:
+        with _progress(len(out), "word", progress) as bar:
             for start in range(0, len(sentences), _CHUNK):
                 chunk = sentences[start : start + _CHUNK]
                 for words, vectors in self._vectors(chunk, offsets[start:], batch_size):
                     out[words] = vectors
-                bar.update(len(chunk))
+                    bar.update(len(words))
         lost = np.flatnonzero(np.isnan(out).all(axis=1))
         sentence = np.repeat(np.arange(len(sentences)), sizes)
         position = np.arange(len(sentence)) - offsets[sentence]
@@ -777,7 +777,8 @@ class WordEncoder(_TokenEncoder):
     def _embed_rows(self, rows: Any) -> list[Vectors]:
         found = self.encode(rows)
         counts = np.bincount(found.sentence, minlength=len(rows))
-        return np.split(found.vectors, np.cumsum(counts)[:-1])
+        ends = np.cumsum(counts)
+        return [found.vectors[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
     def _vectors(
         self, sentences: list[list[str]], offsets: NDArray[np.intp], batch_size: int | None

@@ -491,8 +491,9 @@ def test_progress_is_shown_when_asked_for(tiny, images, capfd):
     assert "4/4" in capfd.readouterr().err
     ek.ImageEncoder(tiny("vit")).encode(images, progress=True)
     assert "6/6" in capfd.readouterr().err
-    ek.WordEncoder(tiny("bert")).encode(SHORT, progress=True)
-    assert "4/4" in capfd.readouterr().err
+    words = sum(len(text.split()) for text in SHORT)
+    ek.WordEncoder(tiny("bert")).encode(SHORT, batch_size=1, progress=True)
+    assert f"{words}/{words}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("progress", [False, None])

@@ -121,6 +121,13 @@ def test_empty_sentences_are_counted_and_give_no_row(tiny):
     ]
 
 
+def test_a_batch_has_one_array_per_row_and_none_for_none(tiny):
+    encoder = ek.WordEncoder(tiny("bert"))
+    embedded = encoder({"tokens": [["paris"], [], ["the", "kettles"]]})["embedding"]
+    assert [each.shape for each in embedded] == [(1, 32), (0, 32), (2, 32)]
+    assert encoder({"tokens": []})["embedding"] == []
+
+
 def test_a_word_does_not_depend_on_other_sentences(tiny):
     encoder = ek.WordEncoder(tiny("bert"))
     alone = np.concatenate([encoder.encode([sentence]).vectors for sentence in SENTENCES])
