@@ -4,15 +4,18 @@ One class a use case, because the vector has to represent what the task asks abo
 a whole image (`ImageEncoder`), a whole text (`TextEncoder`), one word (`WordEncoder`).
 """
 
+import copy
 import functools
 import inspect
 import os
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
-from embedkit import models, pooling
-from embedkit.batching import batches, best_window, windows
+from embedkit import models, packing, pooling
+from embedkit.batching import MAX_TOKENS, batches, best_window, windows
 from embedkit.images import shown, to_rgb
 from embedkit.pooling import Pooling, Subwords
 from embedkit.words import Vectors, WordVectors
@@ -31,9 +34,20 @@ from embedkit.words import Vectors, WordVectors
 Combine = Literal["mean", "concat"]
 Model = str | os.PathLike[str] | PreTrainedModel
 
+Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens laid end to end
+
 # Texts tokenised and sorted at a time: enough to sort well, few enough to keep memory flat.
 _CHUNK = 16_384
-_IMAGE_BATCH = 32
+# On a GPU, small batches would leave most of it idle.
+_TOKENS_ON_GPU = 32_768
+# Read once by every new encoder, to learn the length of its vectors.
+_EXAMPLE = "The old kettle in the kitchen boils slowly, but nobody in Paris has read the novel yet."
+# Pixels per batch of images, for the same reason as a limit on tokens.
+_PIXELS = 500_000
+# Images prepared ahead of the model, for each thread that prepares them.
+_AHEAD = 16
+# The cosine to float32 that `dtype="auto"` has to keep.
+_SAME_DIRECTION = 0.9995
 # The parameters that hold what a vision model puts in front of the patches.
 _SPECIAL_IMAGE_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 # For the lengths a tokenizer gives when it knows of no limit.
@@ -77,7 +91,9 @@ class _Encoder(ABC):
             raise ValueError(f"{self._says(layers=layers)}: give a layer number or a list of them")
         self._combine, self._normalize = combine, normalize
         self._last_only = self._layers == [-1] and final_norm
+        self._auto = dtype == "auto" and isinstance(model, str | os.PathLike)
         if isinstance(model, str | os.PathLike):
+            dtype = "float32" if self._auto else dtype
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.model = models.load_model(model, dtype=dtype, device=where, revision=revision)
         elif not isinstance(model, PreTrainedModel):
@@ -123,6 +139,45 @@ class _Encoder(ABC):
         self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
     ) -> Any:
         """Turn inputs into vectors, in order."""
+
+    @abstractmethod
+    def _probe(self) -> Vectors:
+        """Embed a fixed example."""
+
+    def _settle(self) -> None:
+        """Learn how long a vector is and, with ``dtype="auto"``, choose the arithmetic."""
+        exact = self._probe()
+        self.dim = exact.shape[1]
+        if not self._auto:
+            return
+        chosen, why = "float32", f"bfloat16 is no quicker on this {self.device.type}"
+        if models.bfloat16_pays(self.device):
+            full, body = self.model, self._body
+            self.model = copy.deepcopy(full).to(torch.bfloat16)
+            self._body = self._without_head(self.model)
+            pair = torch.from_numpy(exact), torch.from_numpy(self._probe())
+            cosine = float(torch.cosine_similarity(*pair, dim=1).min())
+            if cosine >= _SAME_DIRECTION:
+                chosen, why = "bfloat16", "quicker here, and the vectors keep their direction"
+            else:
+                self.model, self._body = full, body
+                why = f"bfloat16 would turn this model's vectors (cosine {cosine:.4f} to float32)"
+        model, settings = self._made_from
+        # Whoever unpickles this encoder, on whatever machine, gets the same vectors.
+        self._made_from = model, {**settings, "dtype": chosen}
+        warnings.warn(f"dtype='auto' took {chosen}: {why}", stacklevel=3)
+
+    def _room_for(self, rows: int, out: NDArray[Any] | None) -> NDArray[Any]:
+        """Make room for the vectors, or check that what was given is."""
+        if out is None:
+            return np.empty((rows, self.dim), np.float32)
+        fits = isinstance(out, np.ndarray) and np.issubdtype(out.dtype, np.floating)
+        if not fits or out.shape != (rows, self.dim) or not out.flags.writeable:
+            raise ValueError(
+                f"out is {getattr(out, 'dtype', type(out).__name__)} {np.shape(out)}; the vectors "
+                f"need an array of floats, shape {(rows, self.dim)}, that can be written to"
+            )
+        return out
 
     def _embed_rows(self, rows: Any) -> Any:
         """Give one embedding per row of a data set's column."""
@@ -193,8 +248,9 @@ class _Encoder(ABC):
 
     def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Run the model and combine the layers asked for; (batch, tokens, dim) in float32."""
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        outputs = self._body(**inputs, output_hidden_states=not self._last_only)
+        mask = inputs.get("attention_mask")
+        with packing.packed(self._body, mask):
+            outputs = self._body(**inputs, output_hidden_states=not self._last_only)
         if self._last_only:
             return _as_tokens(outputs.last_hidden_state)
         states = outputs.hidden_states
@@ -205,6 +261,8 @@ class _Encoder(ABC):
                     f"0 (the embedding output) to {len(states) - 1}"
                 )
         chosen = [_as_tokens(states[layer]) for layer in self._layers]
+        if mask is not None:
+            chosen = [packing.unpacked(state, mask) for state in chosen]
         try:
             return torch.stack(chosen).mean(0) if self._combine == "mean" else torch.cat(chosen, -1)
         except RuntimeError as error:
@@ -266,8 +324,10 @@ class ImageEncoder(_Encoder):
         models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
-    dtype : {"float32", "bfloat16", "float16"}
-        Of weights and arithmetic. A loaded model keeps its own.
+    dtype : {"float32", "bfloat16", "float16", "auto"}
+        Of weights and arithmetic. ``"auto"`` is the quicker of float32 and bfloat16 on this
+        machine, as long as the vectors keep their direction (cosine of 0.9995 and more); it says
+        which. A loaded model keeps its own.
     normalize : bool
         Scale every vector to length 1.
     revision : str, optional
@@ -301,7 +361,11 @@ class ImageEncoder(_Encoder):
         # A processor for texts and images holds the one for images.
         self.processor = getattr(self.processor, "image_processor", self.processor)
         self._pooling = self._pooling_function(pooling, self._poolings())
-        self.dim = self._embed([_GREY]).shape[1]
+        self._settle()
+
+    def _probe(self) -> Vectors:
+        ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+        return self._embed([self._pixels(Image.fromarray(ramp))])
 
     def _load_processor(self, name: Any, revision: str | None) -> Any:
         return models.load_image_processor(name, revision=revision)
@@ -309,7 +373,8 @@ class ImageEncoder(_Encoder):
     def _poolings(self) -> dict[str, Pooling]:
         """List what this model's output allows."""
         with self._reading():
-            is_map = self._body(**self._pixels([_GREY])).last_hidden_state.ndim == 4
+            grey = self._pixels(Image.new("RGB", (64, 64), "grey")).to(self.device)
+            is_map = self._body(grey[None]).last_hidden_state.ndim == 4
         special = {
             name.rpartition(".")[-1]: parameter.shape[1] if parameter.ndim == 3 else 1
             for name, parameter in self._body.named_parameters()
@@ -326,7 +391,12 @@ class ImageEncoder(_Encoder):
         )
 
     def encode(
-        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        out: NDArray[Any] | None = None,
     ) -> Vectors:
         """Turn images into vectors.
 
@@ -335,21 +405,23 @@ class ImageEncoder(_Encoder):
         inputs : sequence of images
             A list, tuple, array, pandas Series or `datasets` column of PIL images (any mode),
             paths, or arrays (height, width) or (height, width, channels): integers from 0 to 255,
-            floats from 0 to 1, or 16 bits. Files are opened when their batch comes up.
+            floats from 0 to 1, or 16 bits. Files are opened shortly before their turn.
         batch_size : int, optional
-            Images per batch.
+            Images per batch; by default batches are filled by pixels. The vectors are the same.
         progress : bool, optional
             Show a progress bar; by default, if the work takes over two seconds.
+        out : array of float, shape (n, dim), optional
+            Where to write the vectors, as into an `np.memmap` for more than memory holds.
 
         Returns
         -------
         array of float32, shape (n, dim)
-            In the order of `inputs`; (0, dim) for none.
+            In the order of `inputs`; (0, dim) for none. With `out`, that array.
 
         Raises
         ------
         TypeError, ValueError
-            If an input is no image; the message names it.
+            If an input is no image; the message names it. If `out` does not fit.
         """
         images = _listed(inputs, "images", single=(Image.Image, str, bytes, os.PathLike))
         if isinstance(inputs, np.ndarray) and inputs.ndim == 3 and inputs.shape[-1] in (3, 4):
@@ -357,33 +429,55 @@ class ImageEncoder(_Encoder):
                 f"encode takes a list of images, and an array {inputs.shape} looks like a single "
                 "one; wrap it in a list"
             )
-        out = np.empty((len(images), self.dim), np.float32)
+        next(batches([], batch_size=batch_size), None)  # refuses a batch size that is none
+        out = self._room_for(len(images), out)
+        waiting: dict[torch.Size, dict[int, Tensor]] = {}  # per shape: row -> pixels
         with _progress(len(images), "image", progress) as bar:
-            size = _IMAGE_BATCH if batch_size is None else batch_size
-            for rows in batches(np.ones(len(images)), batch_size=size):
-                out[rows] = self._embed([to_rgb(images[row], row) for row in rows])
+
+            def embed(rows: dict[int, Tensor]) -> None:
+                out[list(rows)] = self._embed(list(rows.values()))
                 bar.update(len(rows))
+                rows.clear()
+
+            for row, pixels in self._prepared(images):
+                alike = waiting.setdefault(pixels.shape, {})
+                alike[row] = pixels
+                if len(alike) >= (batch_size or max(1, _PIXELS // pixels[0].numel())):
+                    embed(alike)
+            for alike in waiting.values():
+                if alike:
+                    embed(alike)
         return out
 
-    def _embed(self, images: list[Image.Image]) -> Vectors:
-        """Embed one batch of RGB images."""
+    def _prepared(self, images: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+        """Open and preprocess images in threads, a little ahead of the model, in order."""
+        workers = os.cpu_count() or 1
+        ahead: deque[Future[Tensor]] = deque()
+        pool = ThreadPoolExecutor(workers)
+        try:
+            for row in range(len(images)):
+                ahead.append(pool.submit(self._prepare, images, row))
+                if len(ahead) > _AHEAD * workers:
+                    yield row + 1 - len(ahead), ahead.popleft().result()
+            while ahead:
+                yield len(images) - len(ahead), ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, images: Sequence[Any], row: int) -> Tensor:
+        return self._pixels(to_rgb(images[row], row))
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """Let the processor resize, scale and normalise one RGB image."""
+        return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+
+    def _embed(self, pixels: list[Tensor]) -> Vectors:
+        """Embed one batch of images of one size."""
+        batch = torch.stack(pixels).to(self.device, self.model.dtype)
         with self._reading():
-            hidden = self._hidden(self._pixels(images))
+            hidden = self._hidden({"pixel_values": batch})
             mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
             return self._pool(self._pooling, hidden, mask)
-
-    def _pixels(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """Let the processor resize, scale and normalise."""
-        pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels.to(self.device, self.model.dtype)}
-
-
-class _Span(NamedTuple):
-    """What the model reads at a time: tokens `start` to `stop` of text number `text`."""
-
-    text: int
-    start: int
-    stop: int
 
 
 class _TokenEncoder(_Encoder):
@@ -402,19 +496,19 @@ class _TokenEncoder(_Encoder):
         super().__init__(model, processor=processor, **settings)
         # A processor for texts and images holds the tokenizer.
         self.processor = getattr(self.processor, "tokenizer", self.processor)
-        # What the tokenizer puts before and after every text, seen on the first word it can read.
-        for word in ("a", *self.processor.get_vocab()):
-            bare = self.processor(word, add_special_tokens=False)["input_ids"]
+        # What the tokenizer puts before and after every text, seen on the first text it can read.
+        for text in (_EXAMPLE, *self.processor.get_vocab()):
+            bare = self.processor(text, add_special_tokens=False)["input_ids"]
             if bare:
                 break
-        whole = self.processor(word, return_token_type_ids=True)
+        whole = self.processor(text, return_token_type_ids=True)
         ids, types = whole["input_ids"], whole.get("token_type_ids")
         start = next(i for i in range(len(ids)) if ids[i : i + len(bare)] == bare)
         stop = start + len(bare)
         self._before, self._after = ids[:start], ids[stop:]
         types = types or [0] * len(ids)
         self._types = types[:start], types[start], types[stop:]
-        self._example = bare[:1]
+        self._example = np.array(bare, np.int64)
         limit = _length_limit(self._body, self.processor)
         frame = len(self._before) + len(self._after)
         if max_length is not None and not frame < max_length <= limit:
@@ -425,14 +519,22 @@ class _TokenEncoder(_Encoder):
         self.max_length = max_length or limit
         self._room = self.max_length - frame
         accepted = inspect.signature(self._body.forward).parameters
-        self._keys = [key for key in self.processor.model_input_names if key in accepted]
+        told = {"attention_mask", *self.processor.model_input_names} & accepted.keys()
+        self._keys = told & {"input_ids", "attention_mask", "token_type_ids"}
+        packing.allow(self._body)
+        self._example_spans = self._cut(np.array([[0, len(bare)], [0, (len(bare) + 1) // 2]]))
 
     def _load_processor(self, name: Any, revision: str | None) -> Any:
         return models.load_tokenizer(name, revision=revision)
 
-    def _tokenize(self, texts: list[Any], tokenizer: Any = None) -> Any:
-        """Tokenise texts, or lists of words, without special tokens and without a limit."""
-        return (tokenizer or self.processor)(
+    def _tokenize(
+        self, texts: list[Any], tokenizer: Any = None
+    ) -> tuple[Any, NDArray[np.int64], Spans]:
+        """Tokenise texts, or lists of words, without special tokens and without a limit.
+
+        Returns what the tokenizer gives, all tokens end to end, and each text's span of them.
+        """
+        encoded = (tokenizer or self.processor)(
             texts,
             is_split_into_words=bool(texts) and not isinstance(texts[0], str),
             add_special_tokens=False,
@@ -440,37 +542,43 @@ class _TokenEncoder(_Encoder):
             return_token_type_ids=False,
             verbose=False,
         )
+        ids = [np.array(text_ids, np.int64) for text_ids in encoded["input_ids"]]
+        ends = np.cumsum([0, *map(len, ids)])
+        return encoded, np.concatenate(ids), np.stack([ends[:-1], ends[1:]], axis=1)
+
+    def _cut(self, spans: Spans) -> Spans:
+        """Leave of each span what the model can read at a time."""
+        return np.minimum(spans, spans[:, :1] + self._room)
 
     def _states(
-        self, tokens: list[list[int]], spans: list[_Span], batch_size: int | None = None
+        self, tokens: NDArray[np.int64], spans: Spans, batch_size: int | None = None
     ) -> Iterator[tuple[NDArray[np.intp], Tensor, Tensor]]:
         """Run spans of tokens through the model, special tokens around each, the longest first.
 
         Yields a batch's indices into `spans`, its hidden states (batch, tokens, dim) and its
         attention mask (batch, tokens).
         """
-        frame = len(self._before) + len(self._after)
-        lengths = np.array([span.stop - span.start + frame for span in spans], np.intp)
+        lengths = spans[:, 1] - spans[:, 0] + len(self._before) + len(self._after)
         pad = self.processor.pad_token_id
         if pad is None:  # as with GPT-2; the mask hides whatever stands there
             pad = getattr(self._body.config, "pad_token_id", None) or 0
         types_before, type_inside, types_after = self._types
-        for rows in batches(lengths, batch_size=batch_size):
+        limit = _TOKENS_ON_GPU if self.device.type == "cuda" else MAX_TOKENS
+        for rows in batches(lengths, max_tokens=limit, batch_size=batch_size):
             # Padding goes to the right: on the left it would shift the positions of a BERT.
-            ids = np.full((len(rows), lengths[rows[0]]), pad, np.int64)
-            types = np.zeros_like(ids)
-            for row, text_ids, text_types in zip(rows, ids, types, strict=True):
-                text, start, stop = spans[row]
-                inside = tokens[text][start:stop]
-                text_ids[: lengths[row]] = [*self._before, *inside, *self._after]
-                kinds = [*types_before, *[type_inside] * len(inside), *types_after]
-                text_types[: lengths[row]] = kinds
+            ids = _framed(tokens, spans[rows], self._before, self._after, pad)
             mask = (np.arange(ids.shape[1]) < lengths[rows, None]).astype(np.int64)
-            named = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-            inputs = {key: torch.from_numpy(named[key]) for key in self._keys if key in named}
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if "token_type_ids" in self._keys:
+                inside = np.broadcast_to(type_inside, tokens.shape)
+                framed = _framed(inside, spans[rows], types_before, types_after, 0)
+                inputs["token_type_ids"] = framed
+            on_device = {
+                name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()
+            }
             with self._reading():
-                hidden = self._hidden(inputs)
-            yield rows, hidden, torch.from_numpy(mask).to(hidden.device)
+                hidden = self._hidden({name: on_device[name] for name in self._keys})
+            yield rows, hidden, on_device["attention_mask"]
 
     def _warn_cut(self, count: int, total: int) -> None:
         if count:
@@ -506,8 +614,10 @@ class TextEncoder(_TokenEncoder):
         models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
-    dtype : {"float32", "bfloat16", "float16"}
-        Of weights and arithmetic. A loaded model keeps its own.
+    dtype : {"float32", "bfloat16", "float16", "auto"}
+        Of weights and arithmetic. ``"auto"`` is the quicker of float32 and bfloat16 on this
+        machine, as long as the vectors keep their direction (cosine of 0.9995 and more); it says
+        which. A loaded model keeps its own.
     normalize : bool
         Scale every vector to length 1.
     revision : str, optional
@@ -539,7 +649,11 @@ class TextEncoder(_TokenEncoder):
     ) -> None:
         super().__init__(model, processor=processor, **settings)
         self._pooling = self._pooling_function(pooling, self._poolings())
-        self.dim = next(self._vectors([self._example]))[1].shape[1]
+        self._settle()
+
+    def _probe(self) -> Vectors:
+        batches = self._vectors(self._example, self._example_spans)
+        return np.concatenate([vectors for _, vectors in batches])
 
     def _poolings(self) -> dict[str, Pooling]:
         """List what this model allows: a ``[CLS]`` has to stand first, and to see the rest."""
@@ -559,7 +673,12 @@ class TextEncoder(_TokenEncoder):
         return known if blind else {"cls": pooling.cls, **known}
 
     def encode(
-        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        out: NDArray[Any] | None = None,
     ) -> Vectors:
         """Turn texts into vectors.
 
@@ -572,47 +691,52 @@ class TextEncoder(_TokenEncoder):
             Texts per batch; by default batches are filled by tokens. The vectors are the same.
         progress : bool, optional
             Show a progress bar; by default, if the work takes over two seconds.
+        out : array of float, shape (n, dim), optional
+            Where to write the vectors, as into an `np.memmap` for more than memory holds.
 
         Returns
         -------
         array of float32, shape (n, dim)
-            In the order of `inputs`; (0, dim) for none.
+            In the order of `inputs`; (0, dim) for none. With `out`, that array.
 
         Raises
         ------
         TypeError
             If an input is no text; the message names it.
         ValueError
-            If a text is empty and the model has no special tokens to read instead.
+            If a text is empty and the model has no special tokens to read instead, or if `out`
+            does not fit.
         """
         texts = _listed(inputs, "texts", single=(str, bytes))
-        for row, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"text {row} is {shown(text)}; every text has to be a str")
-        out = np.empty((len(texts), self.dim), np.float32)
+        for start in range(0, len(texts), _CHUNK):
+            for row, text in enumerate(texts[start : start + _CHUNK], start):
+                if not isinstance(text, str):
+                    raise TypeError(f"text {row} is {shown(text)}; every text has to be a str")
+        out = self._room_for(len(texts), out)
         cut = 0
         with _progress(len(texts), "text", progress) as bar:
             for start in range(0, len(texts), _CHUNK):
-                tokens = self._tokenize(texts[start : start + _CHUNK])["input_ids"]
-                if not self._before + self._after and not all(tokens):
-                    row = start + next(row for row, ids in enumerate(tokens) if not ids)
+                chunk = texts[start : start + _CHUNK]
+                _, tokens, spans = self._tokenize(chunk)
+                lengths = spans[:, 1] - spans[:, 0]
+                if not self._before + self._after and not lengths.all():
+                    row = int(lengths.argmin())
                     raise ValueError(
-                        f"text {row} ({texts[row][:20]!r}) has no tokens, and this model adds no "
-                        "special ones, so it has nothing to read; leave it out"
+                        f"text {start + row} ({chunk[row][:20]!r}) has no tokens, and this model "
+                        "adds no special ones, so it has nothing to read; leave it out"
                     )
-                cut += sum(len(ids) > self._room for ids in tokens)
-                for rows, vectors in self._vectors(tokens, batch_size):
+                cut += int((lengths > self._room).sum())
+                for rows, vectors in self._vectors(tokens, spans, batch_size):
                     out[start + rows] = vectors
                     bar.update(len(rows))
         self._warn_cut(cut, len(texts))
         return out
 
     def _vectors(
-        self, tokens: list[list[int]], batch_size: int | None = None
+        self, tokens: NDArray[np.int64], spans: Spans, batch_size: int | None = None
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield rows and their vectors, batch by batch."""
-        spans = [_Span(row, 0, min(len(ids), self._room)) for row, ids in enumerate(tokens)]
-        for rows, hidden, mask in self._states(tokens, spans, batch_size):
+        for rows, hidden, mask in self._states(tokens, self._cut(spans), batch_size):
             yield rows, self._pool(self._pooling, hidden, mask)
 
 
@@ -640,8 +764,10 @@ class WordEncoder(_TokenEncoder):
         models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
-    dtype : {"float32", "bfloat16", "float16"}
-        Of weights and arithmetic. A loaded model keeps its own.
+    dtype : {"float32", "bfloat16", "float16", "auto"}
+        Of weights and arithmetic. ``"auto"`` is the quicker of float32 and bfloat16 on this
+        machine, as long as the vectors keep their direction (cosine of 0.9995 and more); it says
+        which. A loaded model keeps its own.
     normalize : bool
         Scale every vector to length 1.
     revision : str, optional
@@ -684,11 +810,19 @@ class WordEncoder(_TokenEncoder):
             )
         self._subwords = subwords
         self._word_tokenizer = _with_prefix_space(self.processor)
-        span = _Span(0, 0, len(self._example))
-        self.dim = next(self._states([self._example], [span]))[1].shape[-1]
+        self._settle()
+
+    def _probe(self) -> Vectors:
+        batches = self._states(self._example, self._example_spans)
+        return np.concatenate([self._finish(hidden[mask.bool()]) for _, hidden, mask in batches])
 
     def encode(
-        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        out: NDArray[Any] | None = None,
     ) -> WordVectors:
         """Turn every word of every sentence into a vector.
 
@@ -700,6 +834,8 @@ class WordEncoder(_TokenEncoder):
             Sentences (or windows of them) per batch; by default batches are filled by tokens.
         progress : bool, optional
             Show a progress bar; by default, if the work takes over two seconds.
+        out : array of float, shape (words, dim), optional
+            Where to write the vectors, as into an `np.memmap` for more than memory holds.
 
         Returns
         -------
@@ -711,18 +847,23 @@ class WordEncoder(_TokenEncoder):
         ------
         TypeError
             If a sentence or a word is no text; the message names it.
+        ValueError
+            If `out` does not fit.
         """
         sentences = _sentences(inputs)
         sizes = np.array([len(words) for words in sentences], np.intp)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
-        out = np.full((offsets[-1], self.dim), np.nan, np.float32)
+        out = self._room_for(int(offsets[-1]), out)
+        read = np.zeros(len(out), bool)
         with _progress(len(out), "word", progress) as bar:
             for start in range(0, len(sentences), _CHUNK):
                 chunk = sentences[start : start + _CHUNK]
                 for words, vectors in self._vectors(chunk, offsets[start:], batch_size):
                     out[words] = vectors
+                    read[words] = True
                     bar.update(len(words))
-        lost = np.flatnonzero(np.isnan(out).all(axis=1))
+        lost = np.flatnonzero(~read)
+        out[lost] = np.nan
         sentence = np.repeat(np.arange(len(sentences)), sizes)
         position = np.arange(len(sentence)) - offsets[sentence]
         if len(lost):
@@ -756,22 +897,28 @@ class WordEncoder(_TokenEncoder):
         TypeError
             If a text is neither a string nor a list of words.
         """
-        texts = _listed(texts, "texts", single=(str, bytes))
-        # Lists of words are tokenised as in `encode`, strings as the tokenizer does by itself.
-        tokens = [
-            self._tokenize([text])["input_ids"][0]
-            if isinstance(text, str)
-            else self._tokenize([words], self._word_tokenizer)["input_ids"][0]
-            for text, words in zip(texts, _sentences(texts), strict=True)
-        ]
+        texts = list(_listed(texts, "texts", single=(str, bytes)))
+        words = _sentences(texts)
         out: list[Any] = [None] * len(texts)
-        spans = [_Span(row, 0, min(len(ids), self._room)) for row, ids in enumerate(tokens)]
+        cut = 0
         with _progress(len(texts), "text", progress) as bar:
-            for rows, hidden, mask in self._states(tokens, spans):
-                for row, states, count in zip(rows, hidden, mask.sum(dim=1), strict=True):
-                    out[row] = self._finish(states[:count]).copy()
-                bar.update(len(rows))
-        self._warn_cut(sum(len(ids) > self._room for ids in tokens), len(texts))
+            # Lists of words are tokenised as in `encode`, strings as the tokenizer does by itself.
+            for as_they_are in (True, False):
+                chosen = [
+                    row for row, text in enumerate(texts) if isinstance(text, str) is as_they_are
+                ]
+                if not chosen:
+                    continue
+                _, tokens, spans = self._tokenize(
+                    [texts[row] if as_they_are else words[row] for row in chosen],
+                    self.processor if as_they_are else self._word_tokenizer,
+                )
+                cut += int((spans[:, 1] - spans[:, 0] > self._room).sum())
+                for rows, hidden, mask in self._states(tokens, self._cut(spans)):
+                    for row, states, count in zip(rows, hidden, mask.sum(dim=1), strict=True):
+                        out[chosen[row]] = self._finish(states[:count]).copy()
+                    bar.update(len(rows))
+        self._warn_cut(cut, len(texts))
         return out
 
     def _embed_rows(self, rows: Any) -> list[Vectors]:
@@ -784,35 +931,50 @@ class WordEncoder(_TokenEncoder):
         self, sentences: list[list[str]], offsets: NDArray[np.intp], batch_size: int | None
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield word numbers, counted over all sentences, and their vectors."""
-        encoded = self._tokenize(sentences, self._word_tokenizer)
-        tokens = encoded["input_ids"]
-        spans: list[_Span] = []
-        word_ids: list[NDArray[np.intp]] = []  # per span: the word each of its tokens speaks for
-        for i, ids in enumerate(tokens):
-            words = offsets[i] + np.array(encoded.word_ids(i), np.intp)
-            pieces = windows(len(ids), self._room) if ids else []
-            spans += [_Span(i, start, stop) for start, stop in pieces]
+        encoded, tokens, texts = self._tokenize(sentences, self._word_tokenizer)
+        words = np.concatenate(
+            [offsets[i] + np.array(encoded.word_ids(i), np.intp) for i in range(len(texts))]
+        )
+        # Which span each token's state is taken from: where spans overlap, the best for its word.
+        source = np.empty_like(tokens)
+        spans: list[tuple[int, int]] = []
+        for start, stop in texts.tolist():
+            pieces = windows(stop - start, self._room) if start < stop else []
+            source[start:stop] = len(spans)
             if len(pieces) > 1:
-                _, first, of_token = np.unique(words, return_index=True, return_inverse=True)
-                last = np.append(first[1:], len(words)) - 1
-                chosen = best_window(first, last, pieces)[of_token]
-                word_ids += [
-                    np.where(chosen[start:stop] == number, words[start:stop], -1)
-                    for number, (start, stop) in enumerate(pieces)
-                ]
-            elif pieces:
-                word_ids.append(words)
-        for rows, hidden, mask in self._states(tokens, spans, batch_size):
-            ids = np.full(tuple(mask.shape), -1, np.int64)
-            for line, row in zip(ids, rows, strict=True):
-                line[len(self._before) :][: len(word_ids[row])] = word_ids[row]
+                _, first, of_token = np.unique(
+                    words[start:stop], return_index=True, return_inverse=True
+                )
+                last = np.append(first[1:], stop - start) - 1
+                source[start:stop] += best_window(first, last, pieces)[of_token]
+            spans += [(start + begin, start + end) for begin, end in pieces]
+        if not spans:  # zero-width characters alone
+            return
+        before, after = [-1] * len(self._before), [-1] * len(self._after)
+        all_spans = np.array(spans)
+        for rows, hidden, _ in self._states(tokens, all_spans, batch_size):
+            ids = _framed(words, all_spans[rows], before, after, -1)
+            chosen = _framed(source, all_spans[rows], before, after, -1) == rows[:, None]
+            ids = np.where(chosen, ids, -1)
             vectors = pooling.words(
                 hidden, torch.from_numpy(ids).to(hidden.device), subwords=self._subwords
             )
             yield np.unique(ids[ids >= 0]), self._finish(vectors)
 
 
-_GREY = Image.new("RGB", (64, 64), "grey")
+def _framed(
+    tokens: NDArray[Any], spans: Spans, before: list[int], after: list[int], fill: int
+) -> NDArray[np.int64]:
+    """Lay spans of tokens out as the rows of a batch, each between `before` and `after`."""
+    sizes = (spans[:, 1] - spans[:, 0])[:, None]
+    place = np.arange(sizes.max() + len(before) + len(after)) - len(before)
+    inside = (place >= 0) & (place < sizes)
+    framed = np.full(inside.shape, fill, np.int64)
+    framed[inside] = tokens[(spans[:, :1] + place)[inside]]
+    framed[:, : len(before)] = before
+    behind = len(before) + sizes + np.arange(len(after))
+    np.put_along_axis(framed, behind, np.array([after], np.int64), axis=1)
+    return framed
 
 
 def _rebuild(kind: type[_Encoder], model: str, settings: dict[str, Any], _: Any) -> _Encoder:
@@ -850,8 +1012,8 @@ def _with_prefix_space(tokenizer: Any) -> Any:
         return AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
 
 
-def _listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> list[Any]:
-    """Make a list of what holds inputs in an order, and refuse what does not."""
+def _listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> Sequence[Any]:
+    """Make a sequence of what holds inputs in an order, and refuse what does not."""
     if isinstance(inputs, single):
         raise TypeError(f"encode takes a list of {what}, and got a single one; wrap it in a list")
     if (
@@ -865,7 +1027,9 @@ def _listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> list[Any]:
         )
     if not hasattr(inputs, "__len__") or not hasattr(inputs, "__iter__"):
         raise TypeError(f"encode takes a list of {what}, and got {shown(inputs)}")
-    return list(inputs)
+    # A column of a data set is read piece by piece: it may be larger than memory.
+    lazy = type(inputs).__module__.partition(".")[0] == "datasets"
+    return inputs if lazy else list(inputs)
 
 
 def _sentences(inputs: Any) -> list[list[str]]:
