@@ -58,9 +58,11 @@ def allow(model: PreTrainedModel) -> None:
     model : PreTrainedModel
         Without a task head.
     """
-    layers = _LAYERS.get(model.config.model_type)
-    if layers and not model.config.is_decoder and model.config._attn_implementation == "sdpa":
-        model.config._attn_implementation = _NAME
+    config = model.config
+    layers = _LAYERS.get(config.model_type)
+    causal = getattr(config, "is_decoder", False)
+    if layers and not causal and config._attn_implementation == "sdpa":
+        config._attn_implementation = _NAME
         model.get_submodule(layers).register_forward_pre_hook(_pack, with_kwargs=True)
         model.get_submodule(layers).register_forward_hook(_unpack)
 
@@ -146,7 +148,7 @@ def _attention(
         return varlen_attn(query, key, value, ends, ends, longest, longest)[None], None
     out = torch.empty_like(query)
     for start, count, length in packing.runs:
-        tokens = slice(start, start + count * length)
+        tokens = slice(start, start + count * length - 0)
         # Sequences of one length are a batch as they lie.
         alike = [
             states[tokens].unflatten(0, (count, length)).transpose(1, 2)

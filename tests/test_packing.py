@@ -1,0 +1,148 @@
+"""Packing is a matter of speed alone: the vectors are those of the padded way."""
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+import embedkit as ek
+from embedkit import packing
+from tests.conftest import POSITIONS, TEXT, _word_piece, sentence
+
+PACKED = {
+    "bert": tf.BertModel,
+    "camembert": tf.CamembertModel,
+    "distilbert": tf.DistilBertModel,
+    "electra": tf.ElectraModel,
+    "roberta": tf.RobertaModel,
+    "xlm-roberta": tf.XLMRobertaModel,
+}
+PADDED = {"mpnet": tf.MPNetModel, "deberta-v2": tf.DebertaV2Model}
+
+
+def texts() -> list[str]:
+    generator = np.random.default_rng(5)
+    lengths = [1, 1, 1, 2, 7, 7, 40, 90, 150, 3, 3]
+    return ["", "[PAD] kettle", *(sentence(length, generator) for length in lengths)]
+
+
+def model_and_tokenizer(kind: str, attention: str) -> tuple[tf.PreTrainedModel, object]:
+    tokenizer = _word_piece()
+    sizes = {**TEXT, "vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS + 2}
+    if kind == "distilbert":
+        sizes |= {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}
+    torch.manual_seed(1)
+    config = tf.AutoConfig.for_model(kind, pad_token_id=tokenizer.pad_token_id, **sizes)
+    attention = attention if kind in PACKED else "eager"
+    model = {**PACKED, **PADDED}[kind](config).eval()
+    model.set_attn_implementation(attention)
+    return model, tokenizer
+
+
+def calls(encoder, run) -> list[int]:
+    """Run something, and count the rows that reach the first layer in each call of the model."""
+    seen: list[int] = []
+    layers = packing._LAYERS.get(encoder.model.config.model_type, "encoder")
+    first = next(iter(next(iter(encoder.model.get_submodule(layers).children()))))
+    handle = first.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(args[0] if args else kwargs["hidden_states"])),
+        with_kwargs=True,
+    )
+    run()
+    handle.remove()
+    return seen
+
+
+def test_the_architectures_claimed_are_the_ones_tried():
+    assert set(PACKED) == set(packing._LAYERS)
+
+
+@pytest.mark.parametrize("kind", [*PACKED, *PADDED])
+@pytest.mark.parametrize("layers", [-1, [0, 1, -1]])
+def test_packed_vectors_are_those_of_the_padded_way(kind, layers):
+    model, tokenizer = model_and_tokenizer(kind, "sdpa")
+    plain, _ = model_and_tokenizer(kind, "eager")
+    for pooling in ("cls", "mean", "max", "last"):
+        settings = {"pooling": pooling, "layers": layers, "processor": tokenizer}
+        encoder = ek.TextEncoder(model, **settings)
+        padded = ek.TextEncoder(plain, **settings)
+        found = encoder.encode(texts())
+        np.testing.assert_allclose(found, padded.encode(texts()), rtol=0, atol=1e-5)
+        alone = np.concatenate([padded.encode([text]) for text in texts()])
+        np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+    words = ek.WordEncoder(model, layers=layers, processor=tokenizer).encode(texts())
+    by_padding = ek.WordEncoder(plain, layers=layers, processor=tokenizer).encode(texts())
+    assert words.word == by_padding.word
+    np.testing.assert_allclose(words.vectors, by_padding.vectors, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_these_architectures_do_run_packed(kind):
+    encoder = ek.TextEncoder(model_and_tokenizer(kind, "sdpa")[0], processor=_word_piece())
+    assert max(calls(encoder, lambda: encoder.encode(texts()))) == 1
+    plain = ek.TextEncoder(model_and_tokenizer(kind, "eager")[0], processor=_word_piece())
+    assert max(calls(plain, lambda: plain.encode(texts()))) > 1
+
+
+def test_the_readers_own_calls_of_the_model_stay_as_they_were():
+    model, tokenizer = model_and_tokenizer("bert", "sdpa")
+    untouched = copy.deepcopy(model)
+    encoder = ek.TextEncoder(model, processor=tokenizer)
+    encoder.encode(texts())
+    batch = tokenizer(texts(), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        ours = encoder.model(**batch, output_hidden_states=True)
+        theirs = untouched(**batch, output_hidden_states=True)
+    for state, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        torch.testing.assert_close(state, other)
+    # Asked for another attention later, the model is read padded, and gives the same.
+    before = encoder.encode(texts())
+    encoder.model.set_attn_implementation("eager")
+    assert max(calls(encoder, lambda: encoder.encode(texts()))) > 1
+    np.testing.assert_allclose(encoder.encode(texts()), before, rtol=0, atol=1e-5)
+
+
+def test_threads_do_not_see_each_others_packing():
+    model, tokenizer = model_and_tokenizer("bert", "sdpa")
+    encoder = ek.TextEncoder(model, processor=tokenizer, pooling="mean")
+    shares = [texts()[i:] for i in range(8)]
+    expected = [encoder.encode(share) for share in shares]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, right in zip(pool.map(encoder.encode, shares), expected, strict=True):
+                np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
+
+
+def test_a_pickled_encoder_around_a_loaded_model_packs_too():
+    model, tokenizer = model_and_tokenizer("bert", "sdpa")
+    encoder = ek.TextEncoder(model, processor=tokenizer)
+    again = pickle.loads(pickle.dumps(encoder))
+    assert max(calls(again, lambda: again.encode(texts()))) == 1
+    np.testing.assert_allclose(again.encode(texts()), encoder.encode(texts()), rtol=0, atol=1e-6)
+
+
+def test_a_decoder_is_left_alone():
+    model, _ = model_and_tokenizer("bert", "sdpa")
+    model.config.is_decoder = True
+    packing.allow(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.skipif(
+    packing.varlen_attn is None or not torch.cuda.is_available(),
+    reason="varlen attention needs a CUDA device and torch 2.10",
+)
+def test_varlen_attention_on_a_gpu_keeps_the_direction():
+    model, tokenizer = model_and_tokenizer("bert", "sdpa")
+    exact = ek.TextEncoder(model, processor=tokenizer, pooling="mean").encode(texts())
+    half, _ = model_and_tokenizer("bert", "sdpa")
+    encoder = ek.TextEncoder(half.to("cuda", torch.bfloat16), processor=tokenizer, pooling="mean")
+    found = encoder.encode(texts())
+    cosine = (
+        np.sum(exact * found, 1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
+    )
+    assert cosine.min() > 0.99
