@@ -148,7 +148,7 @@ def _attention(
         return varlen_attn(query, key, value, ends, ends, longest, longest)[None], None
     out = torch.empty_like(query)
     for start, count, length in packing.runs:
-        tokens = slice(start, start + count * length - 0)
+        tokens = slice(start, start + count * length)
         # Sequences of one length are a batch as they lie.
         alike = [
             states[tokens].unflatten(0, (count, length)).transpose(1, 2)
