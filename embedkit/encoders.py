@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from embedkit import models, packing, pooling
+from embedkit.arrow import ArrowColumn, is_image_storage
 from embedkit.batching import MAX_TOKENS, batches, best_window, windows
 from embedkit.images import shown, to_rgb
 from embedkit.pooling import Pooling, Subwords
@@ -231,8 +232,13 @@ class _Encoder(ABC):
                 f"{type(self).__name__}: the batch has columns {', '.join(batch)}, none of them "
                 f"{' or '.join(self._columns)}; rename one (load_data does it with `columns=`)"
             )
-        embedding = self._embed_rows(batch[column])
-        return {**(batch if isinstance(batch, dict) else {}), "embedding": embedding}
+        if isinstance(batch, dict):
+            return {**batch, "embedding": self._embed_rows(batch[column])}
+        return {"embedding": ArrowColumn(self._embed_rows(self._column(batch, column)), self.dim)}
+
+    def _column(self, batch: Mapping[str, Any], column: str) -> Any:
+        """Take a column out of what ``Dataset.map`` hands over."""
+        return batch[column]
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -448,6 +454,15 @@ class ImageEncoder(_Encoder):
                 if alike:
                     embed(alike)
         return out
+
+    def _column(self, batch: Mapping[str, Any], column: str) -> Any:
+        """Take the files as they are stored: decoded, a batch of photographs fills the memory."""
+        stored = getattr(batch, "pa_table", {column: None})[column]
+        if stored is None or not is_image_storage(stored.type) or stored.null_count:
+            return batch[column]
+        files = stored.to_pylist()
+        here = all(file["bytes"] or os.path.isfile(file["path"] or "") for file in files)
+        return files if here else batch[column]
 
     def _prepared(self, images: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
         """Open and preprocess images in threads, a little ahead of the model, in order."""

@@ -5,6 +5,7 @@ between clusters, their sizes and their density mean little. Put a number from `
 """
 
 import warnings
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,10 @@ Method = Literal["umap", "pca"]
 
 # With fewer rows than this UMAP has no neighbourhoods to keep.
 _FEWEST = 4
+# Up to so many rows, looking at all pairs is quicker than compiling UMAP's own search for
+# neighbours, and exact.
+_ALL_PAIRS = 10_000
+_METRICS_FOR_PAIRS = ("cosine", "euclidean", "manhattan")
 
 
 def project(
@@ -85,16 +90,18 @@ def project(
         )
     if n_neighbors < 2:
         raise ValueError(f"project(n_neighbors={n_neighbors}): give 2 or more")
-    # Imported here, because it compiles and takes seconds.
-    from umap import UMAP
-
-    mapper = UMAP(
-        n_neighbors=min(n_neighbors, len(fitted) - 1),
+    n_neighbors = min(n_neighbors, len(fitted) - 1)
+    neighbors = None
+    if len(fitted) == len(vectors) <= _ALL_PAIRS and metric in _METRICS_FOR_PAIRS:
+        neighbors = _nearest(vectors, n_neighbors, metric)
+    mapper = _umap()(
+        n_neighbors=n_neighbors,
         min_dist=min_dist,
         metric=metric,
         random_state=seed,
         # With a seed UMAP works on one core, and warns unless told that this is meant.
         n_jobs=1 if seed is not None else -1,
+        precomputed_knn=neighbors or (None, None, None),
         # The spectral start needs more rows than dimensions to spare.
         init="spectral" if len(fitted) > 10 else "random",
         tqdm_kwds={"disable": False, "delay": 2, "leave": False, "desc": "UMAP", "unit": "epoch"},
@@ -103,6 +110,8 @@ def project(
         # Vectors in several unconnected clusters are no fault: it falls back to another start.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
         warnings.filterwarnings("ignore", message="Spectral initialisation failed")
+        # With the neighbours given it could not place other rows, and there are none.
+        warnings.filterwarnings("ignore", message="precomputed_knn")
         points = mapper.fit_transform(vectors[fitted])
     if len(fitted) == len(vectors):
         return points.astype(np.float32)
@@ -110,6 +119,29 @@ def project(
     others = np.setdiff1d(np.arange(len(vectors)), fitted)
     out[fitted], out[others] = points, mapper.transform(vectors[others])
     return out
+
+
+def _umap() -> type:
+    """Import UMAP, and have numba keep on disk what it compiles: seconds, in every process."""
+    from numba.core.dispatcher import Dispatcher
+    from umap import UMAP, layouts, umap_
+
+    for function in (*vars(umap_).values(), *vars(layouts).values()):
+        if isinstance(function, Dispatcher):
+            with suppress(RuntimeError):  # nowhere to write: then it compiles each time, as ever
+                function.enable_caching()
+    return UMAP
+
+
+def _nearest(
+    vectors: NDArray[np.float32], count: int, metric: str
+) -> tuple[NDArray[np.intp], NDArray[np.float32], None]:
+    """Find each row's nearest rows, itself among them, in the form UMAP takes."""
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=count, metric=metric, algorithm="brute").fit(vectors)
+    distances, rows = search.kneighbors(vectors)
+    return rows, distances.astype(np.float32), None
 
 
 def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.float32]:
