@@ -5,6 +5,7 @@
 #   make lab                          read the lessons in JupyterLab
 #   make test | make check            all tests | those that take under two minutes
 #   make notebooks                    execute the lessons and keep the outputs in notebooks/
+#   make bench                        speed beside other ways; DEVICE=cuda, TEXTS=file, PARTS="text"
 #   make format                       put code and notebooks into shape
 #   make clean                        remove what was built, the environment included
 
@@ -20,7 +21,7 @@ RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)
 # spinning made a small model several times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run lab test check notebooks format clean
+.PHONY: run lab test check notebooks bench format clean
 .DEFAULT_GOAL := run
 
 run: $(READY)
@@ -43,6 +44,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/bench.py $(PARTS) $(if $(DEVICE),--device $(DEVICE)) $(if $(TEXTS),--texts $(TEXTS))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -43,7 +43,6 @@ from transformers.utils import logging as transformers_logging
 import embedkit as ek
 from embedkit import models, packing
 
-RESULTS = Path(__file__).parent / "results"
 MINILM = "bundled/all-MiniLM-L6-v2"
 LIMIT = 512  # tokens that every candidate reads
 Candidates = dict[str, Callable[[], np.ndarray]]
@@ -135,12 +134,17 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def write(part: str, text: str, device: str) -> None:
+def write(part: str, text: str, args: argparse.Namespace) -> None:
     """Keep a part's result, headed by the machine it was measured on."""
-    RESULTS.mkdir(exist_ok=True)
-    name = part if device == "cpu" else f"{part}-{device}"
-    (RESULTS / f"{name}.md").write_text(f"{machine(device)}\n\n{text}", encoding="utf-8")
+    path = result(part, ".md", args)
+    path.write_text(f"{machine(args.device)}\n\n{text}", encoding="utf-8")
     print(text)
+
+
+def result(part: str, ending: str, args: argparse.Namespace) -> Path:
+    """Name the file of a result; those of a GPU stand beside those of the CPU."""
+    args.results.mkdir(exist_ok=True)
+    return args.results / (part + ("" if args.device == "cpu" else f"-{args.device}") + ending)
 
 
 # Material
@@ -345,11 +349,11 @@ def text(args: argparse.Namespace) -> None:
                 f"rounds; speed 1 is sentence-transformers in float32, cosine and difference are "
                 f"to the by-hand vectors.\n\n{table(header, rows)}"
             )
-    write("text", "\n".join(parts), args.device)
-    draw(speeds, args.device)
+    write("text", "\n".join(parts), args)
+    draw(speeds, result("text", ".png", args))
 
 
-def draw(speeds: dict[str, dict[str, float]], device: str) -> None:
+def draw(speeds: dict[str, dict[str, float]], path: Path) -> None:
     """Draw the speeds as bars, embedkit's set apart by colour and hatch."""
     figure, axes = plt.subplots(1, len(speeds), figsize=(11, 5), layout="constrained")
     for ax, (name, speed) in zip(np.atleast_1d(axes), speeds.items(), strict=True):
@@ -363,8 +367,7 @@ def draw(speeds: dict[str, dict[str, float]], device: str) -> None:
         ax.set(title=name, xlabel="speed; sentence-transformers fp32 is 1")
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.12)
-    RESULTS.mkdir(exist_ok=True)
-    figure.savefig(RESULTS / ("text.png" if device == "cpu" else f"text-{device}.png"), dpi=110)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
@@ -382,7 +385,7 @@ def words(args: argparse.Namespace) -> None:
     }
     seconds, _ = interleaved(candidates, args.rounds)
     rows = [[name, f"{taken / seconds['TextEncoder']:.2f}"] for name, taken in seconds.items()]
-    write("words", f"{len(sentences):,} sentences.\n\n{table(['', 'time'], rows)}", args.device)
+    write("words", f"{len(sentences):,} sentences.\n\n{table(['', 'time'], rows)}", args)
 
 
 # Images
@@ -434,7 +437,7 @@ def images(args: argparse.Namespace) -> None:
             ]  # fmt: skip
             header = ["", "speed", "images/s", "cosine, min"]
             parts.append(f"**{title}**, {len(paths)} images.\n\n{table(header, rows)}")
-    write("images", "\n".join(parts), args.device)
+    write("images", "\n".join(parts), args)
 
 
 # Many rows
@@ -502,7 +505,7 @@ def scale(args: argparse.Namespace) -> None:
                 ])  # fmt: skip
                 print(rows[-1], file=sys.stderr)
     header = ["", "texts", "time per text", "peak anonymous memory, MB", "to the first"]
-    write("scale", table(header, rows), "cpu")
+    write("scale", table(header, rows), args)
 
 
 def overhead(args: argparse.Namespace) -> None:
@@ -528,7 +531,7 @@ def overhead(args: argparse.Namespace) -> None:
             f"{count:,}", f"{seconds['encode'] / seconds['map']:.2f}", f"{1000 * added:.0f}"
         ])  # fmt: skip
     header = ["texts", "speed of map; encode is 1", "added, ms"]
-    write("map", table(header, rows), args.device)
+    write("map", table(header, rows), args)
 
 
 # The first map
@@ -559,7 +562,7 @@ def umap(args: argparse.Namespace) -> None:
                 first, second = map(float, found.stdout.split()[-2:])
                 rows.append([f"{count:,}", state, f"{first:.1f}", f"{second:.1f}"])
     header = ["vectors", "compiler's cache", "first map, s", "second map, s"]
-    write("umap", table(header, rows), "cpu")
+    write("umap", table(header, rows), args)
 
 
 PARTS = {
@@ -583,6 +586,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(PARTS)}")

@@ -24,7 +24,11 @@ class ArrowColumn(list[Any]):
 
     def __init__(self, vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]], dim: int):
         nested = not isinstance(vectors, np.ndarray)
-        flat = np.concatenate([*vectors, np.empty((0, dim), np.float32)]) if nested else vectors
+        flat = (
+            np.concatenate([*vectors, np.empty((0, dim), np.float32)])
+            if nested
+            else np.asarray(vectors)
+        )
         array = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), pa.float32()), dim)
         if nested:
             ends = np.cumsum([0, *map(len, vectors)])
@@ -32,7 +36,7 @@ class ArrowColumn(list[Any]):
         self._array = array
         # What a reader's own function finds: NumPy takes memory views for rows, and `datasets`
         # leaves them alone, which it does not do with arrays.
-        super().__init__(map(memoryview, vectors))
+        super().__init__(memoryview(row) for row in vectors)  # type: ignore[arg-type]
 
     def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
         """Give the Arrow array (Arrow's own protocol)."""

@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel
 
 from embedkit import models, packing, pooling
-from embedkit.arrow import ArrowColumn, is_image_storage
 from embedkit.batching import MAX_TOKENS, batches, best_window, windows
 from embedkit.images import shown, to_rgb
 from embedkit.pooling import Pooling, Subwords
@@ -154,7 +153,7 @@ class _Encoder(ABC):
         chosen, why = "float32", f"bfloat16 is no quicker on this {self.device.type}"
         if models.bfloat16_pays(self.device):
             full, body = self.model, self._body
-            self.model = copy.deepcopy(full).to(torch.bfloat16)
+            self.model = copy.deepcopy(full).to(torch.bfloat16)  # type: ignore[arg-type]
             self._body = self._without_head(self.model)
             pair = torch.from_numpy(exact), torch.from_numpy(self._probe())
             cosine = float(torch.cosine_similarity(*pair, dim=1).min())
@@ -234,6 +233,9 @@ class _Encoder(ABC):
             )
         if isinstance(batch, dict):
             return {**batch, "embedding": self._embed_rows(batch[column])}
+        # Imported here: only a data set's map needs it.
+        from embedkit.arrow import ArrowColumn
+
         return {"embedding": ArrowColumn(self._embed_rows(self._column(batch, column)), self.dim)}
 
     def _column(self, batch: Mapping[str, Any], column: str) -> Any:
@@ -457,6 +459,8 @@ class ImageEncoder(_Encoder):
 
     def _column(self, batch: Mapping[str, Any], column: str) -> Any:
         """Take the files as they are stored: decoded, a batch of photographs fills the memory."""
+        from embedkit.arrow import is_image_storage
+
         stored = getattr(batch, "pa_table", {column: None})[column]
         if stored is None or not is_image_storage(stored.type) or stored.null_count:
             return batch[column]
@@ -731,7 +735,7 @@ class TextEncoder(_TokenEncoder):
         cut = 0
         with _progress(len(texts), "text", progress) as bar:
             for start in range(0, len(texts), _CHUNK):
-                chunk = texts[start : start + _CHUNK]
+                chunk = list(texts[start : start + _CHUNK])
                 _, tokens, spans = self._tokenize(chunk)
                 lengths = spans[:, 1] - spans[:, 0]
                 if not self._before + self._after and not lengths.all():

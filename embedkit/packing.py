@@ -7,8 +7,8 @@ states back behind its last.
 """
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -20,10 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-try:  # torch 2.10 and later
+varlen_attn: Callable[..., Any] | None = None
+with suppress(ImportError):  # torch 2.10 and later have it
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
 
 _NAME = "embedkit_packed"
 # Architectures that were tried, and the module that holds their layers.
@@ -150,11 +149,11 @@ def _attention(
     for start, count, length in packing.runs:
         tokens = slice(start, start + count * length)
         # Sequences of one length are a batch as they lie.
-        alike = [
+        alike = (
             states[tokens].unflatten(0, (count, length)).transpose(1, 2)
             for states in (query, key, value)
-        ]
-        seen = scaled_dot_product_attention(*alike, scale=scaling)
+        )
+        seen = scaled_dot_product_attention(*alike, scale=scaling)  # type: ignore[misc]
         out[tokens] = seen.transpose(1, 2).flatten(0, 1)
     return out[None], None
 
