@@ -162,7 +162,7 @@ class OpenAIEncoder:
                 "OpenAIEncoder: a client holds a key, so an encoder around one is not pickled; "
                 "make the encoder from base_url, and the key comes from OPENAI_API_KEY"
             )
-        settings = {
+        settings: dict[str, Any] = {
             "dimensions": self._dimensions,
             "base_url": self._base_url,
             "cache": self._cache,
@@ -323,7 +323,9 @@ class OpenAIEncoder:
 
     def _request(self, texts: list[str]) -> tuple[list[NDArray[np.float32]], int]:
         """Ask for the vectors of a few texts, and put them in order; count the tokens."""
-        shorter = {} if self._dimensions is None else {"dimensions": self._dimensions}
+        shorter: dict[str, Any] = (
+            {} if self._dimensions is None else {"dimensions": self._dimensions}
+        )
         # Asked for by name, base64 comes as it is; else the client makes lists of numbers of it.
         answer = self._client.embeddings.create(
             model=self.model, input=texts, encoding_format="base64", **shorter

@@ -202,14 +202,14 @@ class _Endpoint:
                 param="encoding_format",
             )
         try:
-            vectors, tokens = await asyncio.wrap_future(self.reader.read(texts))
+            answer = await asyncio.wrap_future(self.reader.read(texts))
         except _Refusal:
             raise
         except ValueError as error:  # the encoder's word on a text that it cannot read
             raise _Refusal(400, str(error), param="input") from error
         except Exception as error:
             raise _Refusal(500, f"the model failed: {error}") from error
-        vectors = vectors[:, :dimensions]
+        vectors = answer.vectors[:, :dimensions]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
         data = [
@@ -222,7 +222,7 @@ class _Endpoint:
             }
             for index, vector in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
         return JSONResponse({"object": "list", "data": data, "model": self._name, "usage": usage})
 
     def _admit(self, request: Request) -> None:
