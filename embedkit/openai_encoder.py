@@ -451,10 +451,13 @@ class _Run:
         """Name the rows that failed and the first reason, and say what to do."""
         rows = sorted(row for keys, _ in self.failures for key in keys for row in self._rows[key])
         where = "in the cache" if self._database is not None else "in this encoder"
+        kept = (
+            f". What came ({len(self._done)} vectors) is kept {where}; call encode again and it "
+            "asks for the rest only"
+        )
         return (
             f"OpenAIEncoder({self._encoder.model!r}): no vectors for {_ranges(rows)} of "
-            f"{len(self._texts)}: {self.failures[0][1]}. What came ({len(self._done)} vectors) is "
-            f"kept {where}; call encode again and it asks for the rest only"
+            f"{len(self._texts)}: {self.failures[0][1]}{kept if self._done else ''}"
         )
 
 

@@ -106,6 +106,17 @@ def test_readme_tour_runs(tmp_path, monkeypatch):
     plt.close("all")
 
 
+def test_readme_api_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"## Through an API.*?```python\n(.*?)```", readme, re.DOTALL).group(1)
+    names = {}
+    exec(compile(shown, "README.md", "exec"), names)
+    assert names["vectors"].shape == (2, 384)
+    assert capsys.readouterr().out == "TokenCount(tokens=4, is_estimate=True)\n"
+    assert list(tmp_path.glob("vectors/*"))
+
+
 def test_readme_names_files_that_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", readme):
