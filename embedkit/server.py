@@ -93,7 +93,7 @@ class _Reader:
             ):
                 waiting.append(self._jobs.get())
             ended = None in waiting
-            # Who has hung up is not read for.
+            # What was cancelled, as at the end of the server, cannot be given an answer.
             self._answer(
                 [job for job in waiting if job and job.answer.set_running_or_notify_cancel()]
             )

@@ -20,7 +20,7 @@ import pytest
 from conftest import sentence
 
 import embedkit as ek
-from embedkit.server import main
+from embedkit.server import _Reader, main
 
 ROOT = Path(__file__).parents[1]
 MODEL = "bundled/all-MiniLM-L6-v2"
@@ -272,6 +272,21 @@ def test_who_hangs_up_does_no_harm(url, client, name, encoder):
             time.sleep(0.1)
     encoder.go.set()
     assert client.embeddings.create(model=name, input="a kettle").data
+
+
+def test_what_was_cancelled_is_not_read(encoder):
+    reader = _Reader(encoder)
+    encoder.calls.clear()
+    encoder.go.clear()
+    first = reader.read(["the bag"])
+    while not encoder.calls:
+        time.sleep(0.01)
+    assert reader.read(["the river"]).cancel()
+    third = reader.read(["the lamp"])
+    encoder.go.set()
+    assert len(first.result(30).vectors) == len(third.result(30).vectors) == 1
+    assert encoder.calls == [["the bag"], ["the lamp"]]
+    reader.stop()
 
 
 # Where it listens, and how it ends
