@@ -38,7 +38,7 @@ _OPENAI = "https://api.openai.com/v1"
 _RETRIES = 6
 # Something about the texts is wrong: one of them, or that there are so many.
 _REFUSED = (400, 413, 422)
-_HINTS = {
+_HINTS: dict[int | None, str] = {
     401: "check OPENAI_API_KEY",
     404: "check the model's name, and that base_url ends in /v1",
     429: "too many requests, or no credit left",
@@ -351,14 +351,14 @@ class OpenAIEncoder:
         elif isinstance(error, openai.APIConnectionError):
             reason = f"the connection to {self._server} failed ({error.__cause__})"
         elif isinstance(error, openai.APIStatusError):
-            hint = _HINTS.get(error.status_code)
-            reason = f"status {error.status_code}: {said or error.message}"[:400]
-            reason += f"; {hint}" if hint else ""
+            reason = f"status {error.status_code}: {said or error.message}"
         else:
             reason = str(error) or type(error).__name__
-        key = self._client.api_key.strip()
-        reason = " ".join(reason.split())
-        return reason.replace(key, "[key]") if key else reason
+        key = self._client.api_key
+        # The key goes before the rest is cut, or half of it might stay.
+        reason = reason.replace(key, "[key]") if key else reason
+        hint = _HINTS.get(getattr(error, "status_code", None))
+        return " ".join(reason.split())[:400] + (f"; {hint}" if hint else "")
 
 
 class _Run:
@@ -433,7 +433,8 @@ class _Run:
         """Say what is wrong with a vector; nothing, if it is fit for use."""
         dim = self._encoder._dim
         if dim is not None and len(vector) != dim:
-            return f"the server gave {len(vector)} numbers where {dim} belong"
+            other = "; does the cache hold another model's?" if self._database else ""
+            return f"the server gave {len(vector)} numbers where {dim} belong{other}"
         return "" if np.isfinite(vector).all() else "the server gave a vector with NaN or infinity"
 
     def _place(self, key: bytes, vector: NDArray[np.float32]) -> None:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 TEXTS = [f"text {number}" for number in range(100)]
 # Put together here, so that this file does not look as if it held one.
 KEY = "sk-" + "proj" + "0123456789abcdef" * 2
-LIKE_A_KEY = re.compile(rb"sk-[A-Za-z0-9_-]{16,}")
+LIKE_A_KEY = re.compile(rb"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{16,}")
 
 
 @pytest.fixture(autouse=True)
@@ -286,6 +286,15 @@ def test_a_vector_of_the_wrong_length_does_not_set_the_measure_by_coming_first()
             encoder.encode(TEXTS)
 
 
+def test_a_model_that_has_changed_its_length_is_told_from_a_fault(tmp_path):
+    with Wire() as wire:
+        OpenAIEncoder("m", base_url=wire.url, cache=tmp_path).encode(["a"])
+        wire.answer = at_row_37(lambda v: [*v, 0.5])
+        changed = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path)
+        with pytest.raises(RuntimeError, match=r"9 numbers where 8 .* hold another model's"):
+            changed.encode(["a", "text 37"])
+
+
 def test_a_server_that_takes_fewer_texts_gets_fewer():
     def small(number, texts):
         return refusal(413, "at most 32 inputs") if len(texts) > 32 else good(texts)
@@ -364,14 +373,12 @@ def test_a_damaged_vector_is_asked_for_again_and_a_damaged_file_is_named(tmp_pat
         OpenAIEncoder("m", base_url=wire.url, cache=tmp_path).encode(TEXTS)
         with sqlite3.connect(tmp_path / "embeddings.sqlite") as database:
             rows = database.execute("SELECT key, vector FROM vectors").fetchall()
-            for (key, vector), damaged in zip(rows, (b"", b"abc", rows[2][1][:8]), strict=False):
-                assert vector != damaged
-                database.execute("UPDATE vectors SET vector = ? WHERE key = ?", (damaged, key))
             nan = np.full(DIM, np.nan, np.float32).tobytes()
-            database.execute("UPDATE vectors SET vector = ? WHERE key = ?", (nan, rows[4][0]))
+            for row, damaged in enumerate((b"", b"abc", rows[0][1][:8], nan), start=5):
+                change = "UPDATE vectors SET vector = ? WHERE key = ?"
+                database.execute(change, (damaged, rows[row][0]))
         database.close()
-        encoder = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path, dimensions=None)
-        encoder._dim = DIM
+        encoder = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path)
         np.testing.assert_array_equal(encoder.encode(TEXTS), right(TEXTS))
         assert encoder.usage["texts"] == 4
         (tmp_path / "embeddings.sqlite").write_bytes(b"not a database at all" * 100)
@@ -537,7 +544,7 @@ def test_the_key_is_in_nothing_that_is_shown_or_kept(tmp_path, monkeypatch, capl
     caplog.set_level("DEBUG")
 
     def tells(number, texts):
-        said = f"Incorrect API key provided: {KEY}"
+        said = f"Incorrect API key provided: {KEY}" + "." * 295 + KEY
         return refusal(401, said) if "text 37" in texts else good(texts)
 
     kept = []
