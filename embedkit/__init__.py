@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from embedkit import evaluate, pooling
     from embedkit.data import load_data
     from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder
+    from embedkit.openai_encoder import OpenAIEncoder
     from embedkit.plotting import plot
     from embedkit.projection import project
+    from embedkit.server import serve
     from embedkit.words import WordVectors
 
 __version__ = "0.1.0"
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 # Where each name lives. Imported on first use: torch and its kin take seconds.
 _HOMES = {
     "ImageEncoder": "encoders",
+    "OpenAIEncoder": "openai_encoder",
     "TextEncoder": "encoders",
     "WordEncoder": "encoders",
     "WordVectors": "words",
@@ -34,10 +37,12 @@ _HOMES = {
     "plot": "plotting",
     "pooling": "pooling",
     "project": "projection",
+    "serve": "server",
 }
 
 __all__ = [
     "ImageEncoder",
+    "OpenAIEncoder",
     "TextEncoder",
     "WordEncoder",
     "WordVectors",
@@ -46,6 +51,7 @@ __all__ = [
     "plot",
     "pooling",
     "project",
+    "serve",
 ]
 
 

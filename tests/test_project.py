@@ -44,7 +44,7 @@ def test_environment_yml_says_what_pyproject_says():
     assert environment["channels"] == ["conda-forge"]
     conda = [each for each in environment["dependencies"] if isinstance(each, str)]
     pip = next(each["pip"] for each in environment["dependencies"] if isinstance(each, dict))
-    assert pip == ["-e .[bundled]"]
+    assert pip == ["-e .[bundled,openai,server]"]
     assert f"python{PROJECT['requires-python']}" in conda
     for need in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["lab"]:
         name, floor = re.fullmatch(r"([\w-]+)(.*)", need).groups()
@@ -104,6 +104,17 @@ def test_readme_tour_runs(tmp_path, monkeypatch):
     assert names["vectors"].shape == (len(names["data"]), 384)
     assert names["points"].shape == (len(names["data"]), 2)
     plt.close("all")
+
+
+def test_readme_api_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"## Through an API.*?```python\n(.*?)```", readme, re.DOTALL).group(1)
+    names = {}
+    exec(compile(shown, "README.md", "exec"), names)
+    assert names["vectors"].shape == (2, 384)
+    assert capsys.readouterr().out == "TokenCount(tokens=4, is_estimate=True)\n"
+    assert list(tmp_path.glob("vectors/*"))
 
 
 def test_readme_names_files_that_exist():
