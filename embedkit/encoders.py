@@ -12,9 +12,9 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -440,14 +440,18 @@ class ImageEncoder(_Encoder):
         next(batches([], batch_size=batch_size), None)  # refuses a batch size that is none
         out = self._room_for(len(images), out)
         waiting: dict[torch.Size, dict[int, Tensor]] = {}  # per shape: row -> pixels
-        with _progress(len(images), "image", progress) as bar:
+        # Closed at once when interrupted, and its threads with it.
+        with (
+            closing(self._prepared(images)) as prepared,
+            _progress(len(images), "image", progress) as bar,
+        ):
 
             def embed(rows: dict[int, Tensor]) -> None:
                 out[list(rows)] = self._embed(list(rows.values()))
                 bar.update(len(rows))
                 rows.clear()
 
-            for row, pixels in self._prepared(images):
+            for row, pixels in prepared:
                 alike = waiting.setdefault(pixels.shape, {})
                 alike[row] = pixels
                 if len(alike) >= (batch_size or max(1, _PIXELS // pixels[0].numel())):
@@ -468,7 +472,7 @@ class ImageEncoder(_Encoder):
         here = all(file["bytes"] or os.path.isfile(file["path"] or "") for file in files)
         return files if here else batch[column]
 
-    def _prepared(self, images: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+    def _prepared(self, images: Sequence[Any]) -> Generator[tuple[int, Tensor]]:
         """Open and preprocess images in threads, a little ahead of the model, in order."""
         workers = os.cpu_count() or 1
         ahead: deque[Future[Tensor]] = deque()

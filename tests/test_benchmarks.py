@@ -1,0 +1,29 @@
+"""The benchmark runs, and writes down what it measured and on what."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+
+
+@pytest.mark.slow
+def test_parts_run_and_write_tables(tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the kettle boils\nnobody reads the novel\n" * 200, encoding="utf-8")
+    sizes = ["--count", "20", "--sentences", "20", "--rounds", "1"]
+    command = [sys.executable, BENCH, "words", "map", *sizes, "--texts", texts]
+    subprocess.run([*command, "--results", tmp_path], check=True, capture_output=True)
+    for part, rows in {"words": 2, "map": 2}.items():
+        machine, *_, table = (tmp_path / f"{part}.md").read_text(encoding="utf-8").split("\n\n")
+        assert "threads" in machine and "torch 2." in machine
+        assert "/" not in machine, "no path of a machine"
+        assert table.count("\n") == rows + 2
+
+
+def test_an_unknown_part_is_named():
+    run = subprocess.run([sys.executable, BENCH, "txt"], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "unknown: txt; choose from text, words, images" in run.stderr
