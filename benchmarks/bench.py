@@ -361,9 +361,10 @@ def draw(speeds: dict[str, dict[str, float]], path: Path) -> None:
         ours = [label.startswith("embedkit") for label in labels]
         bars = ax.barh(labels, [speed[label] for label in labels])
         for bar, own in zip(bars, ours, strict=True):
-            bar.set(color="#0072B2" if own else "#BBBBBB", hatch="//" if own else "")
-        ax.bar_label(bars, fmt="%.2f", padding=3)
+            bar.set(facecolor="#0072B2" if own else "#BBBBBB", hatch="//" if own else "")
+            bar.set_edgecolor("white")
         ax.axvline(1, color="black", linewidth=0.8)
+        ax.bar_label(bars, fmt="%.2f", padding=4, bbox={"fc": "white", "ec": "none", "pad": 0.5})
         ax.set(title=name, xlabel="speed; sentence-transformers fp32 is 1")
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.12)
