@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -420,7 +420,8 @@ def main() -> None:
     host = f"[{args.host}]" if ":" in args.host else args.host
     print(f"{name} at http://{host}:{listening.getsockname()[1]}/v1", flush=True)
     config = uvicorn.Config(endpoint.app(), lifespan="off", timeout_graceful_shutdown=5)
-    uvicorn.Server(config).run([listening])
+    with suppress(KeyboardInterrupt):  # the usual way to end it is no error
+        uvicorn.Server(config).run([listening])
 
 
 def _is_loopback(host: str) -> bool:
