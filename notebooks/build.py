@@ -18,6 +18,7 @@ from string import Template
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
+from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
@@ -130,13 +131,25 @@ def _is_progress_bar(output: NotebookNode) -> bool:
 def write_page(lesson: Lesson, site: Path) -> None:
     """Write a lesson as a page that needs nothing from elsewhere."""
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(lesson.notebook)
-    # Links between lessons lead to their pages; a picture from the web becomes its text.
-    body = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', body)
     body = re.sub(r'<img [^>]*src="https?:[^>]*>', _alternative, body)
-    home = '<p><a href="index.html">All lessons</a></p>'
-    page = PAGE.substitute(title=html.escape(lesson.title), style=STYLE, body=home + body)
-    (site / f"{lesson.name}.html").write_text(page, encoding="utf-8")
+    _write(site / f"{lesson.name}.html", lesson.title, body)
     (site / f"{lesson.name}.png").write_bytes(lesson.thumbnail()[0])
+
+
+def write_glossary(site: Path) -> None:
+    """Write the words that the lessons explain as a page of their own."""
+    source = (HERE / "GLOSSARY.md").read_text(encoding="utf-8")
+    # Links lead to headings as GitHub names them, in small letters.
+    body = re.sub(r'id="[^"]+"', lambda found: found.group().lower(), markdown2html(source))
+    _write(site / "GLOSSARY.html", "Glossary", body)
+
+
+def _write(path: Path, title: str, body: str) -> None:
+    """Write a page of the site, in which links between files lead to their pages."""
+    body = re.sub(r'href="(\w+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', body)
+    home = '<p><a href="index.html">All lessons</a> · <a href="GLOSSARY.html">Glossary</a></p>'
+    page = PAGE.substitute(title=html.escape(title), style=STYLE, body=home + body)
+    path.write_text(page, encoding="utf-8")
 
 
 def _alternative(image: re.Match[str]) -> str:
@@ -159,6 +172,7 @@ def write_index(lessons: list[Lesson], site: Path) -> None:
     body = (
         "<h1>embedkit</h1><p>What is an embedding, how do you get one from your model, and what "
         f"does it look like?</p><ul class='lessons'>{cards}</ul>"
+        '<p>The words they use stand in the <a href="GLOSSARY.html">glossary</a>.</p>'
     )
     page = PAGE.substitute(title="embedkit: lessons on embeddings", style=STYLE, body=body)
     (site / "index.html").write_text(page, encoding="utf-8")
@@ -217,6 +231,7 @@ def main() -> None:
             write_page(lesson, site)
     if not args.in_place:
         write_index(lessons, site)
+        write_glossary(site)
         print(f"Open {(site / 'index.html').relative_to(HERE.parent)} in a browser.")
     if failures:
         sys.exit("\n".join(failures))

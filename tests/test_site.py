@@ -29,6 +29,7 @@ def build(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.setattr(module, "HERE", tmp_path)
     monkeypatch.setattr(module, "BUILD", tmp_path / "build")
+    (tmp_path / "GLOSSARY.md").write_text("# Glossary\n\n### CLS\n\nA token. [01](01_one.ipynb)\n")
     return module
 
 
@@ -47,7 +48,7 @@ def run(build, monkeypatch, *arguments):
 
 def test_pages_stand_alone_and_the_index_leads_to_them(build, tmp_path, monkeypatch, capsys):
     shown = new_code_cell("print('model:', MODEL)")
-    link = new_markdown_cell("See [another](02_other.ipynb).")
+    link = new_markdown_cell("See [another](02_other.ipynb) and [`[CLS]`](GLOSSARY.md#cls).")
     write(tmp_path / "01_one.ipynb", shown, link)
     before = (tmp_path / "01_one.ipynb").read_bytes()
     run(build, monkeypatch, "--only", "01_one", "-p", "MODEL", "mine")
@@ -55,7 +56,10 @@ def test_pages_stand_alone_and_the_index_leads_to_them(build, tmp_path, monkeypa
     page, index = (site / "01_one.html").read_text(), (site / "index.html").read_text()
     assert "model: mine" in page
     assert 'alt="A line that goes up."' in page and 'href="02_other.html"' in page
-    assert not re.search(r'(src|href)="https?://(?!example\.org")', page + index)
+    glossary = (site / "GLOSSARY.html").read_text()
+    assert 'href="GLOSSARY.html#cls"' in page and 'href="GLOSSARY.html"' in index
+    assert 'id="cls"' in glossary and 'href="01_one.html"' in glossary
+    assert not re.search(r'(src|href)="https?://(?!example\.org")', page + index + glossary)
     assert not re.search(r"<(script|link|iframe)", page + index)
     assert 'href="01_one.html"' in index and "A lesson" in index and "&lt;little&gt;" in index
     assert (site / "01_one.png").stat().st_size > 1000
