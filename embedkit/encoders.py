@@ -37,7 +37,7 @@ Model = str | os.PathLike[str] | PreTrainedModel
 Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens laid end to end
 
 # Texts tokenised and sorted at a time: enough to sort well, few enough to keep memory flat.
-_CHUNK = 16_384
+_CHUNK = 4096
 # On a GPU, small batches would leave most of it idle.
 _TOKENS_ON_GPU = 32_768
 # Read once by every new encoder, to learn the length of its vectors.
@@ -740,7 +740,7 @@ class TextEncoder(_TokenEncoder):
         with _progress(len(texts), "text", progress) as bar:
             for start in range(0, len(texts), _CHUNK):
                 chunk = list(texts[start : start + _CHUNK])
-                _, tokens, spans = self._tokenize(chunk)
+                tokens, spans = self._tokenize(chunk)[1:]
                 lengths = spans[:, 1] - spans[:, 0]
                 if not self._before + self._after and not lengths.all():
                     row = int(lengths.argmin())
