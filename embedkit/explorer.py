@@ -181,13 +181,12 @@ class Explorer(widgets.VBox):
         ValueError
             If there is no such row.
         """
-        wanted = np.asarray(rows)
-        if wanted.dtype == bool and wanted.shape == (len(self._rows),):
-            wanted = np.flatnonzero(wanted)
-        if wanted.ndim != 1 or not np.isin(wanted, range(len(self._rows))).all():
+        n, wanted = len(self._rows), np.asarray(rows)
+        if wanted.dtype == bool:
+            wanted = np.flatnonzero(wanted) if wanted.shape == (n,) else np.array([n])
+        if wanted.ndim != 1 or not np.isin(wanted, range(n)).all():
             raise ValueError(
-                f"select: give row numbers from 0 to {len(self._rows) - 1}, or one truth value "
-                f"for each of the {len(self._rows)} rows"
+                f"select: give row numbers from 0 to {n - 1}, or one truth value for each row"
             )
         self._scatter.selection = np.flatnonzero(np.isin(self._maps.rows, wanted)).astype(np.uint32)
 

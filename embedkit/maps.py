@@ -93,8 +93,8 @@ class Maps:
             trust = evaluate.trustworthiness(full[rows], points[rows], k=_K)
             lines = [f"trustworthiness <b>{trust:.2f}</b> (1 is perfect, 0.5 is chance)"]
         named = rows[classes[rows] >= 0] if classes is not None else rows[:0]
-        if classes is None or len(named) <= _K or len(np.unique(classes[named])) < 2:
-            lines.append(f"To see {_K}-NN accuracy, colour by a column of two classes or more.")
+        if classes is None or not 2 <= len(np.unique(classes[named])) <= len(named) / _K:
+            lines.append(f"For {_K}-NN accuracy, colour by a column of two classes or more.")
         else:
             for space, table, metric in (
                 ("in the full space", full, "cosine"),

@@ -191,7 +191,9 @@ def _of_words(frame: pd.DataFrame, words: WordVectors) -> Rows:
             f"explore: the words come from {words.sentence.max() + 1} sentences or more, and data "
             f"has {len(frame)}; give the data that was encoded"
         )
-    return Rows(words.to_pandas().join(frame, on="sentence", rsuffix="_of_sentence"), words=True)
+    table = words.to_pandas()
+    frame = frame.rename(columns={name: f"{name}_of_sentence" for name in table if name in frame})
+    return Rows(table.join(frame, on="sentence"), words=True)
 
 
 def _is_picture(first: pd.Series) -> bool:
