@@ -1,7 +1,7 @@
 """Embeddings from pre-trained transformers: get them, look at them, check them with a number.
 
 Data flows one way: inputs go through an encoder and become vectors; `project` draws a map of them,
-`plot` shows it, and `evaluate` gives the number to put beside it.
+`plot` shows it, `explore` opens it, and `evaluate` gives the number to put beside it.
 
 >>> import embedkit as ek
 >>> data = ek.load_data("bundled/reviews", split="test")
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from embedkit import evaluate, pooling
     from embedkit.data import load_data
     from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder
+    from embedkit.explorer import Explorer, explore
     from embedkit.openai_encoder import OpenAIEncoder
     from embedkit.plotting import plot
     from embedkit.projection import project
@@ -27,12 +28,14 @@ __version__ = "0.1.0"
 
 # Where each name lives. Imported on first use: torch and its kin take seconds.
 _HOMES = {
+    "Explorer": "explorer",
     "ImageEncoder": "encoders",
     "OpenAIEncoder": "openai_encoder",
     "TextEncoder": "encoders",
     "WordEncoder": "encoders",
     "WordVectors": "words",
     "evaluate": "evaluate",
+    "explore": "explorer",
     "load_data": "data",
     "plot": "plotting",
     "pooling": "pooling",
@@ -41,12 +44,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Explorer",
     "ImageEncoder",
     "OpenAIEncoder",
     "TextEncoder",
     "WordEncoder",
     "WordVectors",
     "evaluate",
+    "explore",
     "load_data",
     "plot",
     "pooling",

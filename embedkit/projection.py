@@ -4,6 +4,7 @@ A map is for looking. It keeps who is near whom and gives up nearly everything e
 between clusters, their sizes and their density mean little. Put a number from `evaluate` beside it.
 """
 
+import threading
 import warnings
 from contextlib import suppress
 from typing import Literal
@@ -19,6 +20,8 @@ _FEWEST = 4
 # neighbours, and exact.
 _ALL_PAIRS = 10_000
 _METRICS_FOR_PAIRS = ("cosine", "euclidean", "manhattan")
+# UMAP's compiled code may end the process when two threads run it at once.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def project(
@@ -30,6 +33,7 @@ def project(
     metric: str = "cosine",
     seed: int | None = 0,
     sample: int | None = None,
+    progress: bool = True,
 ) -> NDArray[np.float32]:
     """Draw a map: two coordinates per vector.
 
@@ -50,6 +54,8 @@ def project(
         The same seed gives the same map on the same machine. None is faster and differs each time.
     sample : int, optional
         Fit on this many rows, drawn with the seed, and place the others on that map.
+    progress : bool
+        Show a bar where UMAP takes more than two seconds.
 
     Returns
     -------
@@ -104,9 +110,15 @@ def project(
         precomputed_knn=neighbors or (None, None, None),
         # The spectral start needs more rows than dimensions to spare.
         init="spectral" if len(fitted) > 10 else "random",
-        tqdm_kwds={"disable": False, "delay": 2, "leave": False, "desc": "UMAP", "unit": "epoch"},
+        tqdm_kwds={
+            "disable": not progress,
+            "delay": 2,
+            "leave": False,
+            "desc": "UMAP",
+            "unit": "epoch",
+        },
     )
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         # Vectors in several unconnected clusters are no fault: it falls back to another start.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
         warnings.filterwarnings("ignore", message="Spectral initialisation failed")
@@ -117,7 +129,8 @@ def project(
         return points.astype(np.float32)
     out = np.empty((len(vectors), 2), np.float32)
     others = np.setdiff1d(np.arange(len(vectors)), fitted)
-    out[fitted], out[others] = points, mapper.transform(vectors[others])
+    with _ONE_AT_A_TIME:
+        out[fitted], out[others] = points, mapper.transform(vectors[others])
     return out
 
 
