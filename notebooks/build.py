@@ -86,7 +86,7 @@ class Lesson:
         raise ValueError(f"{self.name}: no cell tagged 'thumbnail' has drawn a figure")
 
 
-def execute(path: Path, parameters: dict[str, str]) -> Lesson:
+def execute(path: Path, parameters: dict[str, str | int]) -> Lesson:
     """Run one notebook from top to bottom, in its own folder and a fresh kernel."""
     target = BUILD / "executed" / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +208,10 @@ def main() -> None:
         if args.only.removesuffix(".ipynb") not in names:
             parser.error(f"no lesson {args.only!r}; choose from {', '.join(names)}")
         paths = [path for path in paths if path.stem == args.only.removesuffix(".ipynb")]
+    # A number on the command line is one in the lesson, too.
+    parameters = {
+        name: int(value) if value.isdecimal() else value for name, value in args.parameters
+    }
     if args.in_place and args.parameters:
         parser.error("--in-place keeps the outputs of the defaults; leave -p out")
     site = BUILD / "site"
@@ -217,7 +221,7 @@ def main() -> None:
     for path in paths:
         print(f"{path.stem} …", end=" ", flush=True)
         try:
-            lesson = execute(path, dict(args.parameters))
+            lesson = execute(path, parameters)
         except PapermillExecutionError as error:
             failures.append(describe(path, error))
             print("failed")

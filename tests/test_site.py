@@ -47,14 +47,14 @@ def run(build, monkeypatch, *arguments):
 
 
 def test_pages_stand_alone_and_the_index_leads_to_them(build, tmp_path, monkeypatch, capsys):
-    shown = new_code_cell("print('model:', MODEL)")
+    shown = new_code_cell("print('model:', MODEL, ROWS + 1)")
     link = new_markdown_cell("See [another](02_other.ipynb) and [`[CLS]`](GLOSSARY.md#cls).")
     write(tmp_path / "01_one.ipynb", shown, link)
     before = (tmp_path / "01_one.ipynb").read_bytes()
-    run(build, monkeypatch, "--only", "01_one", "-p", "MODEL", "mine")
+    run(build, monkeypatch, "--only", "01_one", "-p", "MODEL", "mine", "-p", "ROWS", "6")
     site = tmp_path / "build" / "site"
     page, index = (site / "01_one.html").read_text(), (site / "index.html").read_text()
-    assert "model: mine" in page
+    assert "model: mine 7" in page
     assert 'alt="A line that goes up."' in page and 'href="02_other.html"' in page
     glossary = (site / "GLOSSARY.html").read_text()
     assert 'href="GLOSSARY.html#cls"' in page and 'href="GLOSSARY.html"' in index
