@@ -12,6 +12,9 @@ LESSONS = sorted(HOME.glob("[0-9]*.ipynb"))
 TEXT = (HOME / "GLOSSARY.md").read_text(encoding="utf-8")
 
 
+LESSON = re.compile(r"(?<=\]\()[\w-]+\.ipynb(?=\))|\b\d\d(?=, to come)")
+
+
 class Term(NamedTuple):
     name: str
     forms: list[str]
@@ -51,7 +54,7 @@ def terms() -> list[Term]:
         forms = [name, *(also[1].split(", ") if also else [])]
         if name.endswith("y"):
             forms.append(name[:-1] + "ies")
-        found.append(Term(name, forms, re.findall(r"\]\(([\w-]+\.ipynb)\)", rest)))
+        found.append(Term(name, forms, LESSON.findall(rest)))
     return found
 
 

@@ -156,3 +156,16 @@ def test_two_variables_move_lesson_03_to_another_provider(tiny, monkeypatch):
     assert "answers come from another provider" in shown
     assert "'train': (60, 32), 'test': (60, 32)" in shown  # the other server's vectors
     assert key not in shown
+
+
+def test_lessons_lead_to_files_that_are_there():
+    home = NOTEBOOKS[0].parent
+    pages = [*NOTEBOOKS, home / "GLOSSARY.md"]
+    text = {page: page.read_text(encoding="utf-8") for page in pages}
+    links = {
+        (page.name, to)
+        for page in pages
+        for to in re.findall(r"\]\(([\w-]+\.(?:ipynb|md))", text[page])
+    }
+    assert len(links) > 20
+    assert not {(page, to) for page, to in links if not (home / to).exists()}
