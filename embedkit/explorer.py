@@ -21,6 +21,8 @@ from embedkit.rows import Rows, colouring, read
 from embedkit.words import WordVectors
 
 _SHOWN, _NEAREST, _NEAR = 24, 8, 24
+_TRAVEL = 1.0  # seconds
+_PLAYING = "playing" if hasattr(widgets.Play, "playing") else "_playing"  # before ipywidgets 8
 _HELP = {
     "vectors": "The points travel to another map.",
     "colour": "The column that gives the colours.",
@@ -97,20 +99,21 @@ class Explorer(widgets.VBox):
         """Show the first map."""
         self._rows, self._maps, self._hover = rows, maps, hover
         self._task: asyncio.Task[None] | None = None
+        self._clock = widgets.Play(max=1, layout={"display": "none"})
         columns = [("none", None), *((str(name), name) for name in rows.scalars())]
         n = len(maps.rows)
         methods = ["as given"] * bool(maps.known) + ["UMAP"] * (n > 3) + ["PCA"]
-        metrics = ["cosine", "euclidean", "manhattan", "correlation"]
         color = color or ("label" if "label" in rows.scalars() else None)
         slider = {"continuous_update": False}
-        most = max(15, min(200, n - 1))
         self._controls = {
             "vectors": widgets.Dropdown(options=list(maps.vectors)),
             "colour": widgets.Dropdown(options=columns, value=color),
             "map": widgets.Dropdown(options=methods),
-            "n_neighbors": widgets.IntSlider(value=15, min=2, max=most, **slider),
+            "n_neighbors": widgets.IntSlider(
+                value=15, min=2, max=max(15, min(200, n - 1)), **slider
+            ),
             "min_dist": widgets.FloatSlider(value=0.1, min=0, max=1, step=0.05, **slider),
-            "metric": widgets.Dropdown(options=metrics),
+            "metric": widgets.Dropdown(options=["cosine", "euclidean", "manhattan", "correlation"]),
             "find": widgets.Text(placeholder="text", **slider),
         }
         if not maps.known and n > LARGE:
@@ -118,11 +121,10 @@ class Explorer(widgets.VBox):
         self._regex = widgets.Checkbox(description="regular expression", indent=False)
         names = "status", "legend", "hover", "trust", "selection"
         self._text = {name: widgets.HTML().add_class(f"ek-{name}") for name in names}
-        self._text["status"].layout.min_height = "1.8em"
         scatter = jscatter.Scatter(
             x=np.zeros(n), y=np.zeros(n), x_scale=(-1, 1), y_scale=(-1, 1), axes=False,
-            reticle=False, height=height, size=float(np.clip(200 / n**0.5, 2, 8)),
-            opacity_unselected=0.15, transition_points_duration=1500,
+            reticle=False, height=height, size=float(np.clip(120 / n**0.5, 2, 6)),
+            opacity_unselected=0.15, transition_points_duration=int(1000 * _TRAVEL),
         )  # fmt: skip
         self._scatter = scatter.show(["pan_zoom", "lasso", "full_screen", "reset"])
         # Where all points are one, the page would look for labels in no space, without end.
@@ -148,11 +150,11 @@ class Explorer(widgets.VBox):
         boxes = {
             name: widgets.VBox(
                 [control, widgets.HTML(f"<small style='opacity: 0.7'>{_HELP[name]}</small>")],
-                layout={"flex": "1 1 230px", "max_width": "320px", "margin": "0 1em 0 0"},
+                layout={"flex": "1 1 30%", "max_width": "330px", "margin": "0 1em 0 0"},
             )
             for name, control in self._controls.items()
         }
-        find = widgets.HBox([boxes.pop("find"), self._regex])
+        find = widgets.HBox([boxes.pop("find"), self._regex, self._text["status"], self._clock])
         if len(self._maps.vectors) == 1:
             del boxes["vectors"]
         text = self._text
@@ -161,7 +163,7 @@ class Explorer(widgets.VBox):
         right = widgets.VBox([text["trust"], text["hover"]])
         right.layout = {"flex": "0 0 250px", "margin": "0 0 0 1em"}
         controls = widgets.HBox(list(boxes.values()), layout={"flex_flow": "row wrap"})
-        return [controls, text["status"], widgets.HBox([left, right]), find, text["selection"]]
+        return [controls, find, widgets.HBox([left, right]), text["selection"]]
 
     @property
     def points(self) -> NDArray[np.float32]:
@@ -181,13 +183,7 @@ class Explorer(widgets.VBox):
         ValueError
             If there is no such row.
         """
-        n, wanted = len(self._rows), np.asarray(rows)
-        if wanted.dtype == bool:
-            wanted = np.flatnonzero(wanted) if wanted.shape == (n,) else np.array([n])
-        if wanted.ndim != 1 or not np.isin(wanted, range(n)).all():
-            raise ValueError(
-                f"select: give row numbers from 0 to {n - 1}, or one truth value for each row"
-            )
+        wanted = self._rows.numbers(rows)
         self._scatter.selection = np.flatnonzero(np.isin(self._maps.rows, wanted)).astype(np.uint32)
 
     def _chosen(self) -> NDArray[np.intp]:
@@ -208,11 +204,8 @@ class Explorer(widgets.VBox):
             control.disabled = view.method != "UMAP"
         return View(*view[:2], *(c.value for c in settings)) if view.method == "UMAP" else view
 
-    def _changed(self, change: Mapping[str, Any]) -> None:
-        """Recolour at once; compute what is new without holding up other cells."""
-        if change["owner"] is self._controls["colour"]:
-            self._draw(travel=False)
-            self._selected()
+    def _changed(self, change: Any) -> None:
+        """See to a control without holding up other cells."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no notebook
@@ -225,21 +218,31 @@ class Explorer(widgets.VBox):
         """Do what the controls ask for, until they ask for nothing else."""
         done = None
         while (asked := (self._wanted(), self._controls["colour"].value)) != done:
-            done, view = asked, asked[0]
+            done, view, travel = asked, asked[0], asked[0] != self._view
             try:
                 self._set("status", f"Computing: {view.method}, {escape(view.vectors)} …")
                 points = await asyncio.to_thread(self._maps.points, view)
                 if view != self._wanted():
                     continue
-                if view != self._view:
+                if travel:
                     self._view, self._points = view, framed(points, self._points)
-                    self._draw(travel=True)
-                    self._selected()
-                classes = self._classes
-                self._set("trust", await asyncio.to_thread(self._maps.trust, view, classes))
+                self._draw(travel)
+                self._selected()
+                self._set("trust", await asyncio.to_thread(self._maps.trust, view, self._classes))
                 self._set("status", "")
+                await self._arrived(travel)
             except Exception as error:  # in a callback nobody would see it
                 self._set("status", f"This could not be computed: {escape(str(error))}")
+
+    async def _arrived(self, travel: bool) -> None:
+        """Let the page's own clock run: while points travel, it takes no others."""
+        self._clock.value, self._clock.interval = 0, int(1000 * _TRAVEL * (1.5 if travel else 0.2))
+        setattr(self._clock, _PLAYING, True)
+        for _ in range(40):  # and where there is no page, no clock runs
+            await asyncio.sleep(_TRAVEL / 8)
+            if not getattr(self._clock, _PLAYING):
+                break
+        setattr(self._clock, _PLAYING, False)
 
     def _draw(self, travel: bool) -> None:
         """Send places and colours to the page, together."""
@@ -271,19 +274,16 @@ class Explorer(widgets.VBox):
             return
         counts = f": {self._rows.counts(self._maps.rows[chosen], name)}" if name is not None else ""
         more = f" The first {_SHOWN} are shown." if len(chosen) > _SHOWN else ""
-        near = [
-            (
-                self._maps.rows[p],
-                f"{d:.2f}, no. {rank} on the map: {'near' if rank <= _NEAR else 'far'}",
-            )
-            for p, d, rank in self._maps.nearest(self._view, chosen, _NEAREST)
-        ]
+        near = []
+        for point, far, rank in self._maps.nearest(self._view, chosen, _NEAREST):
+            note = f"{far:.2f}, no. {rank} on the map: {'near' if rank <= _NEAR else 'far'}"
+            near.append((self._maps.rows[point], note))
         self._set(
             "selection",
             f"<b>{len(chosen)} selected</b>{counts}.{more}"
             + self._rows.cards([(row, "") for row in self._maps.rows[chosen[:_SHOWN]]], name)
-            + "<b>Nearest in the full space</b>, with the cosine distance, and which neighbour of "
-            f"the selection each is on the map; up to no. {_NEAR}, the map keeps it near."
+            + "<b>Nearest in the full space</b>, by cosine distance. The number after it ranks "
+            f"them by distance on the map; up to no. {_NEAR} is near."
             + self._rows.cards(near, name),
         )
 
@@ -296,4 +296,4 @@ class Explorer(widgets.VBox):
             self._set("status", f"“{escape(wanted)}” is no regular expression: {error}")
             return
         self.select(found)
-        self._set("status", f"{len(self._chosen())} rows contain “{escape(wanted)}”.")
+        self._set("status", wanted and f"{len(found)} rows contain “{escape(wanted)}”.")

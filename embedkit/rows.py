@@ -17,6 +17,7 @@ import pandas as pd
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Image
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
+from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from embedkit.images import to_rgb as to_picture
@@ -64,6 +65,18 @@ class Rows:
             if name not in among:
                 known = ", ".join(map(str, among)) or "none"
                 raise ValueError(f"explore({what}={name!r}): choose a column from {known}")
+
+    def numbers(self, rows: Any) -> NDArray[Any]:
+        """Check row numbers, or turn one truth value for each row into them."""
+        wanted = np.asarray(rows)
+        if wanted.dtype == bool:
+            wanted = np.flatnonzero(wanted) if wanted.shape == (len(self),) else wanted[None]
+        if wanted.ndim != 1 or not np.isin(wanted, range(len(self))).all():
+            raise ValueError(
+                f"select: give row numbers from 0 to {len(self) - 1}, or one truth value for each "
+                "row"
+            )
+        return wanted
 
     def find(self, pattern: str, regex: bool = False) -> list[int]:
         """List the rows whose word, text or values contain a pattern, in any case.

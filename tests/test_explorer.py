@@ -26,6 +26,12 @@ from embedkit.words import WordVectors
 NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> **bold** $x^2$ & "it\'s" `code`'
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """Wait for no points to travel: nobody is watching."""
+    monkeypatch.setattr(explorer, "_TRAVEL", 0.01)
+
+
 def blobs(n=40, dim=8, classes=2, seed=0):
     """Draw vectors round as many centres as there are classes, and their labels."""
     generator = np.random.default_rng(seed)
@@ -354,6 +360,7 @@ def test_an_order_of_classes_is_that_of_the_names_in_the_data():
 
 
 def test_the_points_travel_to_the_map_of_other_vectors():
+    travelled = []
     vectors, labels = blobs(n=50, classes=3)
     turned = ek.project(vectors, method="pca") @ np.array([[0.0, 2.0], [2.0, 0.0]]) + 7
     other = vectors[:, ::-1].copy()
@@ -363,12 +370,15 @@ def test_the_points_travel_to_the_map_of_other_vectors():
     )
     before = widget.points.copy()
     widget.select([4, 5])
+    widget._scatter.observe(lambda change: travelled.append(change["new"]), "transition_points")
     control(widget, "vectors").value = "b"
-    assert widget._scatter.transition_points is True
+    assert travelled == [True]
     np.testing.assert_allclose(widget.points, before, atol=1e-5)  # the same map, laid over itself
     control(widget, "vectors").value = "c"  # no map was given: it is computed
     assert np.abs(widget.points - before).max() > 0.1
     assert widget.selection.index.tolist() == [4, 5]
+    control(widget, "colour").value = None
+    assert travelled == [True, False]
 
 
 def test_framed_turns_mirrors_and_scales():
