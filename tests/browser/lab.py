@@ -126,11 +126,15 @@ class Lesson:
     def start(self) -> None:
         """Run all cells, without waiting for them."""
         self.page.wait_for_function(
-            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-            " == 'idle'",
+            """() => {
+                const panel = window.jupyterapp?.shell.currentWidget;
+                return panel?.context?.isReady && panel.sessionContext.isReady
+                    && panel.sessionContext.session?.kernel?.status == 'idle';
+            }""",
             timeout=PATIENCE,
         )
         self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.page.locator(".jp-InputPrompt", has_text=re.compile(r"\[[*\d]")).first.wait_for()
 
     def ready(self) -> None:
         """Wait until the map is drawn and all cells have run."""
@@ -183,6 +187,7 @@ class Lesson:
 
     def drawn(self) -> bytes:
         """Photograph the map, when it has come to rest."""
+        self.at(0, 0)
         self.page.mouse.move(2, 2)
         before, now = b"", self.map().screenshot()
         while now != before:
@@ -195,10 +200,24 @@ class Lesson:
         return json.loads(self.run("print(explorer.points.tolist())"))
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Say where a place of the frame is on the page."""
+        """Say where a place of the frame is on the page, of which the map is now in sight."""
+        self.map().evaluate("canvas => canvas.scrollIntoView({block: 'center'})")
         box = self.map().bounding_box()
         half = min(box["width"], box["height"]) / 2
         return box["x"] + box["width"] / 2 + x * half, box["y"] + box["height"] / 2 - y * half
+
+    def hover(self, x: float, y: float, words: re.Pattern[str]) -> str:
+        """Point at a place of the frame until the panel says what stands there, and read it."""
+        panel = self.page.locator(".ek-hover").filter(has_text=words)
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not panel.count():
+            assert time.monotonic() < deadline, f"no {words.pattern!r} in {self.text('hover')!r}"
+            # A frame that is drawn late swallows a move, and the page may still be scrolling.
+            across, down = self.at(x, y)
+            self.page.mouse.move(across - 9, down - 9)
+            self.page.mouse.move(across, down, steps=5)
+            self.page.wait_for_timeout(400)
+        return panel.inner_text()
 
     def choose(self, control: str, option: str) -> None:
         """Choose from a menu of the explorer."""
@@ -217,7 +236,7 @@ class Lesson:
 
     def lasso(self, corners: list[tuple[float, float]]) -> None:
         """Draw round a polygon of the frame with the lasso."""
-        self.page.locator(".jp-OutputArea button").nth(1).click()
+        self.page.get_by_title("Activate lasso selection").click()
         pixels = [self.at(*corner) for corner in [*corners, corners[0]]]
         self.page.mouse.move(*pixels[0])
         self.page.mouse.down()

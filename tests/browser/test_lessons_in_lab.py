@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from lab import Lesson, explorer_part, jupyterlab
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[2]
 NAMES = {
@@ -26,10 +28,9 @@ FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-
 
 pytestmark = [
     pytest.mark.slow,
-    # Not steady yet: on two busy cores a step may wait longer than the test does.
+    # On the machines that decide over a change a missing browser is a fault, not a reason.
     pytest.mark.skipif(
-        BROWSER is None or os.environ.get("EMBEDKIT_BROWSER") != "1",
-        reason="needs EMBEDKIT_BROWSER=1, Chromium, and the package playwright",
+        BROWSER is None and not os.environ.get("CI"), reason="needs Chromium, which is not here"
     ),
 ]
 
@@ -37,9 +38,6 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def lessons(tmp_path_factory):
     """Give the three lessons, opened and computing, and what went wrong in the browser."""
-    from lab import Lesson, explorer_part, jupyterlab
-    from playwright.sync_api import sync_playwright
-
     folder, home = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("home")
     for name in NAMES.values():
         part = explorer_part(ROOT / "notebooks" / f"{name}.ipynb")
@@ -47,7 +45,6 @@ def lessons(tmp_path_factory):
     faults = []
     with jupyterlab(folder, home, home / "log") as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        context = browser.new_context(viewport={"width": 1250, "height": 1500})
         local = re.compile(rf"({re.escape(address)}|ws{re.escape(address[4:])})(/|$)|data:|blob:")
 
         def watch_request(request):
@@ -62,13 +59,14 @@ def lessons(tmp_path_factory):
             if message.type == "error":
                 faults.append(f"console: {message.text}")
 
-        context.on("request", watch_request)
-        context.on("page", watch_page)
-        context.on("console", watch_console)
-        opened = {
-            kind: Lesson(context.new_page(), f"{address}/doc/tree/{name}.ipynb")
-            for kind, name in NAMES.items()
-        }
+        opened = {}
+        for kind, name in NAMES.items():
+            # A context each: pages that share one share JupyterLab's workspace, and slow each other.
+            context = browser.new_context(viewport={"width": 1250, "height": 1500})
+            context.on("request", watch_request)
+            context.on("page", watch_page)
+            context.on("console", watch_console)
+            opened[kind] = Lesson(context.new_page(), f"{address}/doc/tree/{name}.ipynb")
         for lesson in opened.values():
             lesson.start()
         yield opened, faults
@@ -96,9 +94,7 @@ def hover_a_lonely_point(lesson):
     points = np.array(lesson.points())
     apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
     loneliest = int(np.argmax(np.sort(apart, axis=1)[:, 1]))
-    lesson.page.mouse.move(*lesson.at(*points[loneliest]))
-    preview = lesson.wait_for_text("hover", re.compile(rf"row {loneliest}$"))
-    return loneliest, preview
+    return loneliest, lesson.hover(*points[loneliest], re.compile(rf"row {loneliest}$"))
 
 
 def lasso_one_side(lesson):
@@ -170,7 +166,7 @@ def test_texts(lessons):
     assert np.abs(after - before).max() > 0.1
     assert lesson.drawn() != recoloured
 
-    lesson.choose("vectors", "cls")
+    lesson.choose("vectors", "mean")
     lesson.wait_for_other("trust", trust)
     assert np.abs(np.array(lesson.points()) - after).max() > 0.1
 
@@ -181,13 +177,13 @@ def test_texts(lessons):
     inside = lasso_one_side(lesson)
     assert json.loads(lesson.run("print(explorer.selection.index.tolist())")) == inside
 
-    lesson.choose("vectors", "mean")
+    lesson.choose("vectors", "cls")
     lesson.type("n_neighbors", "15")
     lesson.type("find", r"\bnot\b")
     lesson.wait_for_text("status", "0 rows contain")
     lesson.page.get_by_label("regular expression").check()
     found = re.match(r"\d+", lesson.wait_for_other("status", lesson.text("status")))
-    texts = lesson.run("print(*explorer.selection['text'].str.lower(), sep='\\n')").split("\n")
+    texts = lesson.run("print(*explorer.selection['text'].str.lower(), sep='\\n')").strip().split("\n")
     assert found and len(texts) == int(found.group()) > 3
     assert all(re.search(r"\bnot\b", text) for text in texts)
     photograph(lesson, "02")
