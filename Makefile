@@ -5,6 +5,7 @@
 #   make lab                          read the lessons in JupyterLab
 #   make test | make check            all tests | those that take under two minutes
 #   make notebooks                    execute the lessons and keep the outputs in notebooks/
+#   make screenshots                  photograph the explorers for README and lessons (needs Chromium)
 #   make bench                        speed beside other ways; DEVICE=cuda, TEXTS=file, PARTS="text"
 #   make format                       put code and notebooks into shape
 #   make clean                        remove what was built, the environment included
@@ -21,7 +22,7 @@ RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)
 # spinning made a small model several times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run lab test check notebooks bench format clean
+.PHONY: run lab test check notebooks screenshots bench format clean
 .DEFAULT_GOAL := run
 
 run: $(READY)
@@ -29,6 +30,9 @@ run: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/build.py --in-place $(RUN_ARGS)
+
+screenshots: $(READY)
+	CI=1 SCREENSHOTS=notebooks/images $(BIN)/python -m pytest tests/browser/test_lessons_in_lab.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -62,7 +62,7 @@ def lessons(tmp_path_factory):
         opened = {}
         for kind, name in NAMES.items():
             # A context each: pages that share one share JupyterLab's workspace, and slow each other.
-            context = browser.new_context(viewport={"width": 1250, "height": 1500})
+            context = browser.new_context(viewport={"width": 1250, "height": 1900})
             context.on("request", watch_request)
             context.on("page", watch_page)
             context.on("console", watch_console)
