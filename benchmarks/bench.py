@@ -491,7 +491,9 @@ def scale(args: argparse.Namespace) -> None:
         sentence = some_texts(2000, args.texts)
         short = [" ".join(text.split()[:12]) for text in sentence]
         for count in args.scale:
-            texts = [f"{number} {short[number % len(short)]}" for number in range(count)]
+            # No two alike, and as many tokens at every count: numbers of six digits, mixed.
+            numbers = (number * 7919 % 1_000_003 for number in range(count))
+            texts = [f"{n:06d} {short[i % len(short)]}" for i, n in enumerate(numbers)]
             Dataset.from_dict({"text": texts}).to_parquet(f"{folder}/{count}.parquet")
         for way in ("memmap", "map"):
             first: tuple[float, float] | None = None
