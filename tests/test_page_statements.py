@@ -1,7 +1,7 @@
 """The statements of the page, each recomputed with plain transformers and torch.
 
 The page is "How to Generate Your Own Embedding"; mission/README.md numbers what it says.
-Statements 2 and 16 are prose, and the fine-tuning of 3 stands in a lesson.
+Statements 2 and 16 are prose.
 """
 
 import numpy as np
@@ -92,6 +92,37 @@ def test_statement_03_the_first_token_of_bert_sees_all(text_model):
     """BERT or GPT-x: BERT's first token is the same, its vector is not."""
     first = ek.TextEncoder(text_model, pooling="cls").encode(TEXTS)
     assert np.abs(first[0] - first[1]).max() > 0.1
+
+
+def test_statement_03_then_fine_tuned_on_a_task(text_model, tmp_path):
+    """Published, then fine-tuned: the trained model is saved, and its vectors are the new ones."""
+    torch.manual_seed(0)
+    tokenizer, model = plain(text_model)
+    before = ek.TextEncoder(text_model).encode(TEXTS)
+    head = torch.nn.Linear(before.shape[1], 2)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    labels = torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(
+            head(model(**batch).last_hidden_state[:, 0]), labels
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        state = model(**batch).last_hidden_state
+    agree(ek.TextEncoder(model, processor=tokenizer).encode(TEXTS), state[:, 0])
+
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    after = ek.TextEncoder(str(tmp_path)).encode(TEXTS)
+    agree(after, state[:, 0])
+    assert np.abs(after - before).max() > 0.01
+    agree(ek.TextEncoder(text_model).encode(TEXTS), before)  # what was published has not changed
 
 
 def test_statement_04_one_vector_per_use_case(tiny, text_model):
