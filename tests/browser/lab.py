@@ -160,7 +160,7 @@ class Lesson:
             code,
         )
         output = self.page.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output")
-        return output.inner_text(timeout=PATIENCE)
+        return output.inner_text(timeout=PATIENCE).strip()
 
     def text(self, place: str) -> str:
         """Read a panel of the explorer."""

@@ -61,7 +61,7 @@ def lessons(tmp_path_factory):
 
         opened = {}
         for kind, name in NAMES.items():
-            # A context each: pages that share one share JupyterLab's workspace, and slow each other.
+            # A context each: in one, pages share JupyterLab's workspace and slow each other.
             context = browser.new_context(viewport={"width": 1250, "height": 1900})
             context.on("request", watch_request)
             context.on("page", watch_page)
@@ -116,7 +116,7 @@ def test_images(lessons):
 
     row, preview = hover_a_lonely_point(lesson)
     label = lesson.run(f"print(names[test[{row}]['label']])")
-    assert f"label: {label.strip()}" in preview
+    assert f"label: {label}" in preview
     image = lesson.page.locator(".ek-hover img")
     assert image.evaluate("image => image.complete && image.naturalWidth") == 64
 
@@ -180,10 +180,10 @@ def test_texts(lessons):
     lesson.choose("vectors", "cls")
     lesson.type("n_neighbors", "15")
     lesson.type("find", r"\bnot\b")
-    lesson.wait_for_text("status", "0 rows contain")
+    none = lesson.wait_for_text("status", "0 rows contain")
     lesson.page.get_by_label("regular expression").check()
-    found = re.match(r"\d+", lesson.wait_for_other("status", lesson.text("status")))
-    texts = lesson.run("print(*explorer.selection['text'].str.lower(), sep='\\n')").strip().split("\n")
+    found = re.match(r"\d+", lesson.wait_for_other("status", none))
+    texts = lesson.run("print(*explorer.selection['text'].str.lower(), sep='\\n')").split("\n")
     assert found and len(texts) == int(found.group()) > 3
     assert all(re.search(r"\bnot\b", text) for text in texts)
     photograph(lesson, "02")
@@ -196,12 +196,12 @@ def test_words(lessons):
 
     row, preview = hover_a_lonely_point(lesson)
     mark = lesson.page.locator(".ek-hover mark")
-    assert mark.inner_text() == lesson.run(f"print(mentions['train'].word[{row}])").strip()
+    assert mark.inner_text() == lesson.run(f"print(mentions['train'].word[{row}])")
     assert len(preview) > len(mark.inner_text())
 
     lesson.type("find", "Jordan")
     lesson.wait_for_text("status", "rows contain “Jordan”")
-    found = set(lesson.run("print(*explorer.selection['word'], sep=',')").strip().split(","))
+    found = set(lesson.run("print(*explorer.selection['word'], sep=',')").split(","))
     assert all("jordan" in name.lower() for name in found)
     marks = lesson.page.locator(".ek-selection mark").all_inner_texts()
     assert marks and "Jordan" in marks[0]
