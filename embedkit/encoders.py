@@ -8,14 +8,17 @@ import copy
 import functools
 import inspect
 import os
+import re
 import tempfile
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,7 +30,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from embedkit import models, packing, pooling
 from embedkit.batching import MAX_TOKENS, batches, best_window, windows
-from embedkit.images import shown, to_rgb
+from embedkit.images import to_rgb
+from embedkit.inputs import Faults, OnError, chunks, listed, sentences
+from embedkit.inputs import text_fault as fault_of
 from embedkit.pooling import Pooling, Subwords
 from embedkit.words import Vectors, WordVectors
 
@@ -38,12 +43,16 @@ Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens 
 
 # Texts tokenised and sorted at a time: enough to sort well, few enough to keep memory flat.
 _CHUNK = 4096
+# And letters, so that Ctrl-C need not wait long for the tokenizer.
+_LETTERS = 500_000
 # On a GPU, small batches would leave most of it idle.
 _TOKENS_ON_GPU = 32_768
 # Read once by every new encoder, to learn the length of its vectors.
 _EXAMPLE = "The old kettle in the kitchen boils slowly, but nobody in Paris has read the novel yet."
 # Pixels per batch of images, for the same reason as a limit on tokens.
 _PIXELS = 500_000
+# Pixels of a scaled image that are no longer believed to be meant.
+_MOST_PIXELS = 50_000_000
 # Images prepared ahead of the model, for each thread that prepares them.
 _AHEAD = 16
 # The cosine to float32 that `dtype="auto"` has to keep.
@@ -52,6 +61,14 @@ _SAME_DIRECTION = 0.9995
 _SPECIAL_IMAGE_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 # For the lengths a tokenizer gives when it knows of no limit.
 _NO_LIMIT = 1_000_000
+
+# The process that loaded torch: one that is forked from it has none of torch's threads.
+_LOADED_IN = os.getpid()
+# How many threads read a model at the moment, and which of its parts were in training before.
+_readers: WeakKeyDictionary[PreTrainedModel, tuple[int, list[torch.nn.Module]]] = (
+    WeakKeyDictionary()
+)
+_readers_lock = threading.Lock()
 
 
 class _Encoder(ABC):
@@ -84,12 +101,16 @@ class _Encoder(ABC):
         normalize: bool = False,
         revision: str | None = None,
     ) -> None:
+        _work_alone_after_fork()
+        self._process = os.getpid()
+        self._parts = 1  # into which a batch is cut, since memory did not suffice for all of it
         if combine not in ("mean", "concat"):
             raise ValueError(f"{self._says(combine=combine)}: unknown; choose from mean, concat")
         self._layers = [layers] if isinstance(layers, int | np.integer) else list(layers)
         if not self._layers or not all(isinstance(i, int | np.integer) for i in self._layers):
             raise ValueError(f"{self._says(layers=layers)}: give a layer number or a list of them")
         self._combine, self._normalize = combine, normalize
+        self._final_norm = final_norm
         self._last_only = self._layers == [-1] and final_norm
         self._auto = dtype == "auto" and isinstance(model, str | os.PathLike)
         if isinstance(model, str | os.PathLike):
@@ -116,9 +137,6 @@ class _Encoder(ABC):
                 f"{type(self).__name__}: {type(self._body).__name__} takes "
                 f"{self._body.main_input_name}, not {self._takes}; use the encoder for that input"
             )
-        if not final_norm:
-            # Language models report their last state after its norm unless told otherwise.
-            self._body.config.tie_last_hidden_states = False
         if processor is None:
             processor = self._load_processor(model, revision)
         self.processor = processor
@@ -136,7 +154,12 @@ class _Encoder(ABC):
 
     @abstractmethod
     def encode(
-        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        on_error: OnError = "raise",
     ) -> Any:
         """Turn inputs into vectors, in order."""
 
@@ -179,9 +202,9 @@ class _Encoder(ABC):
             )
         return out
 
-    def _embed_rows(self, rows: Any) -> Any:
+    def _embed_rows(self, rows: Any, on_error: OnError) -> Any:
         """Give one embedding per row of a data set's column."""
-        return self.encode(rows)
+        return self.encode(rows, on_error=on_error)
 
     @property
     def device(self) -> torch.device:
@@ -206,13 +229,16 @@ class _Encoder(ABC):
         # A folder's file sizes and times go along to be hashed: new weights, new fingerprint.
         return _rebuild, (type(self), os.fspath(model), settings, models.fingerprint(model))
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any], *, on_error: OnError = "raise") -> dict[str, Any]:
         """Add an ``embedding`` column to a batch, for ``Dataset.map(encoder, batched=True)``.
 
         Parameters
         ----------
         batch : mapping of str to sequence
             Columns of a data set.
+        on_error : {"raise", "skip"}
+            As in `encode`; `map` hands it over with ``fn_kwargs={"on_error": "skip"}``. Rows are
+            counted from the start of each batch.
 
         Returns
         -------
@@ -232,11 +258,12 @@ class _Encoder(ABC):
                 f"{' or '.join(self._columns)}; rename one (load_data does it with `columns=`)"
             )
         if isinstance(batch, dict):
-            return {**batch, "embedding": self._embed_rows(batch[column])}
+            return {**batch, "embedding": self._embed_rows(batch[column], on_error)}
         # Imported here: only a data set's map needs it.
         from embedkit.arrow import ArrowColumn
 
-        return {"embedding": ArrowColumn(self._embed_rows(self._column(batch, column)), self.dim)}
+        rows = self._embed_rows(self._column(batch, column), on_error)
+        return {"embedding": ArrowColumn(rows, self.dim)}
 
     def _column(self, batch: Mapping[str, Any], column: str) -> Any:
         """Take a column out of what ``Dataset.map`` hands over."""
@@ -245,23 +272,78 @@ class _Encoder(ABC):
     @contextmanager
     def _reading(self) -> Iterator[None]:
         """No dropout and no gradients while reading; a model in training is put back as it was."""
-        training = self.model.training
-        self.model.eval()
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"{type(self).__name__}: this process was forked from the one that loaded the "
+                "model, and would wait for its threads for ever; make the encoder in this process, "
+                "or start processes with the method 'spawn'"
+            )
+        with _readers_lock:  # other threads may be reading, and through other encoders
+            count, training = _readers.get(self.model, (0, []))
+            training = training or [part for part in self.model.modules() if part.training]
+            _readers[self.model] = count + 1, training
+            for part in training:
+                part.training = False
         try:
             with torch.inference_mode():
                 yield
         finally:
-            if training:
-                self.model.train()
+            with _readers_lock:
+                count, training = _readers.pop(self.model)
+                if count > 1:
+                    _readers[self.model] = count - 1, training
+                else:
+                    for part in training:
+                        part.training = True
+
+    def _in_parts(
+        self, rows: Any, run: Callable[[Any], Any], *, stacklevel: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run rows as one batch or, where memory is too small for it, in parts; say so once."""
+        size, start = -(-len(rows) // self._parts), 0
+        while start < len(rows):
+            part = rows[start : start + size]
+            try:
+                result = run(part)
+            except RuntimeError as error:
+                if len(part) == 1 or not _is_out_of_memory(error):
+                    raise
+                result = None
+            # Not in the handler: there the error still holds on to the batch.
+            if result is not None:
+                yield part, result
+                start += len(part)
+                continue
+            if self._parts == 1:
+                warnings.warn(
+                    f"{self.device} has too little memory for a batch of {len(part)}; going on "
+                    "with half of it and, where need be, less. The vectors are the same",
+                    stacklevel=stacklevel + 1,
+                )
+            self._parts *= 2
+            size = -(-len(part) // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Run the model and combine the layers asked for; (batch, tokens, dim) in float32."""
         mask = inputs.get("attention_mask")
-        with packing.packed(self._body, mask):
+        noted: list[tuple[Tensor, Tensor]] = []
+        with ExitStack() as hooks:
+            hooks.enter_context(packing.packed(self._body, mask))
+            for norm in [] if self._final_norm else _norms_outside_layers(self._body):
+                note = norm.register_forward_hook(
+                    lambda _, given, out: normed.append((*given, out))
+                )
+                hooks.callback(note.remove)
             outputs = self._body(**inputs, output_hidden_states=not self._last_only)
+        last = outputs.last_hidden_state
         if self._last_only:
-            return _as_tokens(outputs.last_hidden_state)
-        states = outputs.hidden_states
+            return _as_tokens(last)
+        states = list(outputs.hidden_states)
+        for given, out in noted:  # some models report their last state after its norm
+            if out.data_ptr() == last.data_ptr():
+                states[-1] = given.reshape(last.shape)
         for layer in self._layers:
             if not -len(states) <= layer < len(states):
                 raise ValueError(
@@ -328,8 +410,7 @@ class ImageEncoder(_Encoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one. For GPT-style
-        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
+        False takes the last state before the model's final norm, where it has one.
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16", "auto"}
@@ -405,6 +486,7 @@ class ImageEncoder(_Encoder):
         batch_size: int | None = None,
         progress: bool | None = None,
         out: NDArray[Any] | None = None,
+        on_error: OnError = "raise",
     ) -> Vectors:
         """Turn images into vectors.
 
@@ -420,6 +502,9 @@ class ImageEncoder(_Encoder):
             Show a progress bar; by default, if the work takes over two seconds.
         out : array of float, shape (n, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
+        on_error : {"raise", "skip"}
+            What becomes of an input that is no image: it stops the work, or it has NaN for a
+            vector and one warning lists all that do.
 
         Returns
         -------
@@ -431,7 +516,8 @@ class ImageEncoder(_Encoder):
         TypeError, ValueError
             If an input is no image; the message names it. If `out` does not fit.
         """
-        images = _listed(inputs, "images", single=(Image.Image, str, bytes, os.PathLike))
+        faults = Faults(on_error)
+        images = listed(inputs, "images", single=(Image.Image, str, bytes, os.PathLike))
         if isinstance(inputs, np.ndarray) and inputs.ndim == 3 and inputs.shape[-1] in (3, 4):
             raise ValueError(
                 f"encode takes a list of images, and an array {inputs.shape} looks like a single "
@@ -447,11 +533,21 @@ class ImageEncoder(_Encoder):
         ):
 
             def embed(rows: dict[int, Tensor]) -> None:
-                out[list(rows)] = self._embed(list(rows.values()))
-                bar.update(len(rows))
+                for part, vectors in self._in_parts(
+                    list(rows), lambda part: self._embed([rows[row] for row in part]), stacklevel=3
+                ):
+                    out[part] = vectors
+                    bar.update(len(part))
                 rows.clear()
 
-            for row, pixels in prepared:
+            for row, ready in prepared:
+                try:
+                    pixels = ready.result()
+                except ValueError as error:
+                    faults.add(row, error)
+                    out[row] = np.nan
+                    bar.update()
+                    continue
                 alike = waiting.setdefault(pixels.shape, {})
                 alike[row] = pixels
                 if len(alike) >= (batch_size or max(1, _PIXELS // pixels[0].numel())):
@@ -459,6 +555,7 @@ class ImageEncoder(_Encoder):
             for alike in waiting.values():
                 if alike:
                     embed(alike)
+        faults.warn(len(images), stacklevel=2)
         return out
 
     def _column(self, batch: Mapping[str, Any], column: str) -> Any:
@@ -466,13 +563,14 @@ class ImageEncoder(_Encoder):
         from embedkit.arrow import is_image_storage
 
         stored = getattr(batch, "pa_table", {column: None})[column]
-        if stored is None or not is_image_storage(stored.type) or stored.null_count:
+        if stored is None or not is_image_storage(stored.type):
             return batch[column]
         files = stored.to_pylist()
-        here = all(file["bytes"] or os.path.isfile(file["path"] or "") for file in files)
-        return files if here else batch[column]
+        # What lies elsewhere, or in an archive, is for `datasets` to fetch.
+        away = any(file and not file["bytes"] and "://" in (file["path"] or "") for file in files)
+        return batch[column] if away else files
 
-    def _prepared(self, images: Sequence[Any]) -> Generator[tuple[int, Tensor]]:
+    def _prepared(self, images: Sequence[Any]) -> Generator[tuple[int, Future[Tensor]]]:
         """Open and preprocess images in threads, a little ahead of the model, in order."""
         workers = os.cpu_count() or 1
         ahead: deque[Future[Tensor]] = deque()
@@ -481,18 +579,33 @@ class ImageEncoder(_Encoder):
             for row in range(len(images)):
                 ahead.append(pool.submit(self._prepare, images, row))
                 if len(ahead) > _AHEAD * workers:
-                    yield row + 1 - len(ahead), ahead.popleft().result()
+                    yield row + 1 - len(ahead), ahead.popleft()
             while ahead:
-                yield len(images) - len(ahead), ahead.popleft().result()
+                yield len(images) - len(ahead), ahead.popleft()
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _prepare(self, images: Sequence[Any], row: int) -> Tensor:
-        return self._pixels(to_rgb(images[row], row))
+        try:
+            image = images[row]
+        except Exception as error:  # a lazy column opens the file, and readers raise all kinds
+            raise ValueError(f"image {row} cannot be read: {error}") from error
+        image = to_rgb(image, row)
+        # Many processors scale the shorter side, and a long thin image would fill the memory.
+        edge = getattr(self.processor, "size", {}).get("shortest_edge")
+        if edge and edge * edge * max(image.size) / min(image.size) > _MOST_PIXELS:
+            raise ValueError(
+                f"image {row} is {image.width} by {image.height} pixels, and this model's "
+                f"processor would scale its shorter side to {edge}; crop it first"
+            )
+        return self._pixels(image)
 
     def _pixels(self, image: Image.Image) -> Tensor:
         """Let the processor resize, scale and normalise one RGB image."""
-        return self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+        # Told, because an image of height 1 or 3 looks like one with its channels in front.
+        return self.processor(
+            images=[image], input_data_format="channels_last", return_tensors="pt"
+        )["pixel_values"][0]
 
     def _embed(self, pixels: list[Tensor]) -> Vectors:
         """Embed one batch of images of one size."""
@@ -587,7 +700,8 @@ class _TokenEncoder(_Encoder):
             pad = getattr(self._body.config, "pad_token_id", None) or 0
         types_before, type_inside, types_after = self._types
         limit = _TOKENS_ON_GPU if self.device.type == "cuda" else MAX_TOKENS
-        for rows in batches(lengths, max_tokens=limit, batch_size=batch_size):
+
+        def run(rows: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
             # Padding goes to the right: on the left it would shift the positions of a BERT.
             ids = _framed(tokens, spans[rows], self._before, self._after, pad)
             mask = (np.arange(ids.shape[1]) < lengths[rows, None]).astype(np.int64)
@@ -601,7 +715,11 @@ class _TokenEncoder(_Encoder):
             }
             with self._reading():
                 hidden = self._hidden({name: on_device[name] for name in self._keys})
-            yield rows, hidden, on_device["attention_mask"]
+            return hidden, on_device["attention_mask"]
+
+        for batch in batches(lengths, max_tokens=limit, batch_size=batch_size):
+            for rows, (hidden, mask) in self._in_parts(batch, run, stacklevel=4):
+                yield rows, hidden, mask
 
     def _warn_cut(self, count: int, total: int) -> None:
         if count:
@@ -633,8 +751,7 @@ class TextEncoder(_TokenEncoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one. For GPT-style
-        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
+        False takes the last state before the model's final norm, where it has one.
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16", "auto"}
@@ -702,6 +819,7 @@ class TextEncoder(_TokenEncoder):
         batch_size: int | None = None,
         progress: bool | None = None,
         out: NDArray[Any] | None = None,
+        on_error: OnError = "raise",
     ) -> Vectors:
         """Turn texts into vectors.
 
@@ -716,6 +834,9 @@ class TextEncoder(_TokenEncoder):
             Show a progress bar; by default, if the work takes over two seconds.
         out : array of float, shape (n, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
+        on_error : {"raise", "skip"}
+            What becomes of an input that is no text: it stops the work before it begins, or it
+            has NaN for a vector and one warning lists all that do.
 
         Returns
         -------
@@ -727,32 +848,41 @@ class TextEncoder(_TokenEncoder):
         TypeError
             If an input is no text; the message names it.
         ValueError
-            If a text is empty and the model has no special tokens to read instead, or if `out`
-            does not fit.
+            If a text holds half a character, if one is empty and the model has no special tokens
+            to read instead, or if `out` does not fit.
         """
-        texts = _listed(inputs, "texts", single=(str, bytes))
+        faults = Faults(on_error)
+        texts = listed(inputs, "texts", single=(str, bytes))
         for start in range(0, len(texts), _CHUNK):
             for row, text in enumerate(texts[start : start + _CHUNK], start):
-                if not isinstance(text, str):
-                    raise TypeError(f"text {row} is {shown(text)}; every text has to be a str")
+                fault = fault_of(text, f"text {row}")
+                if fault is not None:
+                    faults.add(row, fault)
         out = self._room_for(len(texts), out)
         cut = 0
         with _progress(len(texts), "text", progress) as bar:
-            for start in range(0, len(texts), _CHUNK):
-                chunk = list(texts[start : start + _CHUNK])
-                tokens, spans = self._tokenize(chunk)[1:]
-                lengths = spans[:, 1] - spans[:, 0]
-                if not self._before + self._after and not lengths.all():
-                    row = int(lengths.argmin())
-                    raise ValueError(
-                        f"text {start + row} ({chunk[row][:20]!r}) has no tokens, and this model "
-                        "adds no special ones, so it has nothing to read; leave it out"
-                    )
+            for start, chunk in chunks(texts, _CHUNK, _LETTERS):
+                known = [row for row in range(len(chunk)) if start + row not in faults.rows]
+                out[start : start + len(chunk)] = np.nan
+                bar.update(len(chunk) - len(known))
+                if not known:
+                    continue
+                tokens, spans = self._tokenize([chunk[row] for row in known])[1:]
+                at, lengths = start + np.array(known), spans[:, 1] - spans[:, 0]
+                if not self._before + self._after:
+                    for row in at[lengths == 0]:
+                        reason = (
+                            f"text {row} ({chunk[row - start][:20]!r}) has no tokens, and this "
+                            "model adds no special ones, so it has nothing to read; leave it out"
+                        )
+                        faults.add(int(row), ValueError(reason))
+                    at, spans = at[lengths > 0], spans[lengths > 0]
                 cut += int((lengths > self._room).sum())
                 for rows, vectors in self._vectors(tokens, spans, batch_size):
-                    out[start + rows] = vectors
+                    out[at[rows]] = vectors
                     bar.update(len(rows))
         self._warn_cut(cut, len(texts))
+        faults.warn(len(texts), stacklevel=2)
         return out
 
     def _vectors(
@@ -783,8 +913,7 @@ class WordEncoder(_TokenEncoder):
     combine : {"mean", "concat"}
         What becomes of several layers.
     final_norm : bool
-        False takes the last state before the model's final norm, where it has one. For GPT-style
-        models this needs a transformers that knows `tie_last_hidden_states` (5.15 does not).
+        False takes the last state before the model's final norm, where it has one.
     device : str or torch.device, optional
         By default a CUDA device where there is one, else the CPU.
     dtype : {"float32", "bfloat16", "float16", "auto"}
@@ -846,6 +975,7 @@ class WordEncoder(_TokenEncoder):
         batch_size: int | None = None,
         progress: bool | None = None,
         out: NDArray[Any] | None = None,
+        on_error: OnError = "raise",
     ) -> WordVectors:
         """Turn every word of every sentence into a vector.
 
@@ -859,6 +989,9 @@ class WordEncoder(_TokenEncoder):
             Show a progress bar; by default, if the work takes over two seconds.
         out : array of float, shape (words, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
+        on_error : {"raise", "skip"}
+            What becomes of a sentence or a word that is no text: it stops the work, or it has one
+            row of NaN, whose `word` is empty, and one warning lists all that do.
 
         Returns
         -------
@@ -873,22 +1006,24 @@ class WordEncoder(_TokenEncoder):
         ValueError
             If `out` does not fit.
         """
-        sentences = _sentences(inputs)
-        sizes = np.array([len(words) for words in sentences], np.intp)
+        faults = Faults(on_error)
+        read_as = sentences(inputs, faults)
+        sizes = np.array([len(words) for words in read_as], np.intp)
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         out = self._room_for(int(offsets[-1]), out)
         read = np.zeros(len(out), bool)
         with _progress(len(out), "word", progress) as bar:
-            for start in range(0, len(sentences), _CHUNK):
-                chunk = sentences[start : start + _CHUNK]
+            for start, chunk in chunks(read_as, _CHUNK, _LETTERS):
                 for words, vectors in self._vectors(chunk, offsets[start:], batch_size):
                     out[words] = vectors
                     read[words] = True
                     bar.update(len(words))
         lost = np.flatnonzero(~read)
         out[lost] = np.nan
-        sentence = np.repeat(np.arange(len(sentences)), sizes)
+        sentence = np.repeat(np.arange(len(read_as)), sizes)
         position = np.arange(len(sentence)) - offsets[sentence]
+        faults.warn(len(read_as), stacklevel=2)
+        lost = lost[~np.isin(sentence[lost], list(faults.rows))]
         if len(lost):
             where = f"sentence {sentence[lost[0]]}, word {position[lost[0]]}"
             warnings.warn(
@@ -896,7 +1031,7 @@ class WordEncoder(_TokenEncoder):
                 f"{where}); their vectors are NaN",
                 stacklevel=2,
             )
-        flat = [word for words in sentences for word in words]
+        flat = [word for words in read_as for word in words]
         return WordVectors(out, sentence, position, flat)
 
     def token_states(self, texts: Any, *, progress: bool | None = None) -> list[Vectors]:
@@ -920,8 +1055,8 @@ class WordEncoder(_TokenEncoder):
         TypeError
             If a text is neither a string nor a list of words.
         """
-        texts = list(_listed(texts, "texts", single=(str, bytes)))
-        words = _sentences(texts)
+        texts = list(listed(texts, "texts", single=(str, bytes)))
+        words = sentences(texts, Faults("raise"))
         out: list[Any] = [None] * len(texts)
         cut = 0
         with _progress(len(texts), "text", progress) as bar:
@@ -944,8 +1079,8 @@ class WordEncoder(_TokenEncoder):
         self._warn_cut(cut, len(texts))
         return out
 
-    def _embed_rows(self, rows: Any) -> list[Vectors]:
-        found = self.encode(rows)
+    def _embed_rows(self, rows: Any, on_error: OnError) -> list[Vectors]:
+        found = self.encode(rows, on_error=on_error)
         counts = np.bincount(found.sentence, minlength=len(rows))
         ends = np.cumsum(counts)
         return [found.vectors[end - count : end] for count, end in zip(counts, ends, strict=True)]
@@ -1005,9 +1140,31 @@ def _rebuild(kind: type[_Encoder], model: str, settings: dict[str, Any], _: Any)
 
 
 def _restore(kind: type[_Encoder], state: dict[str, Any]) -> _Encoder:
+    _work_alone_after_fork()
     encoder = object.__new__(kind)
-    encoder.__dict__.update(state)
+    encoder.__dict__.update(state, _process=os.getpid())
     return encoder
+
+
+def _work_alone_after_fork() -> None:
+    """Have torch wait for no helpers in a process that was forked without them."""
+    if os.getpid() != _LOADED_IN:
+        torch.set_num_threads(1)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell an exhausted memory, which CUDA, MPS and CPU each report in their own way."""
+    signs = "out of memory", "DefaultCPUAllocator"
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _norms_outside_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """List the norms that belong to no layer; one of them may be the last thing a model does."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower() and not re.search(r"\.\d+\.", name)
+    ]
 
 
 def _as_tokens(state: Tensor) -> Tensor:
@@ -1033,43 +1190,6 @@ def _with_prefix_space(tokenizer: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return AutoTokenizer.from_pretrained(folder, add_prefix_space=True)
-
-
-def _listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> Sequence[Any]:
-    """Make a sequence of what holds inputs in an order, and refuse what does not."""
-    if isinstance(inputs, single):
-        raise TypeError(f"encode takes a list of {what}, and got a single one; wrap it in a list")
-    if (
-        inputs is None
-        or isinstance(inputs, set | frozenset | Mapping)
-        or hasattr(inputs, "columns")
-    ):
-        raise TypeError(
-            f"encode takes a list, tuple, array, pandas Series or datasets column of {what}, "
-            f"and got {shown(inputs)}"
-        )
-    if not hasattr(inputs, "__len__") or not hasattr(inputs, "__iter__"):
-        raise TypeError(f"encode takes a list of {what}, and got {shown(inputs)}")
-    # A column of a data set is read piece by piece: it may be larger than memory.
-    lazy = type(inputs).__module__.partition(".")[0] == "datasets"
-    return inputs if lazy else list(inputs)
-
-
-def _sentences(inputs: Any) -> list[list[str]]:
-    """Make lists of words of sentences, or say which one is none."""
-    sentences = []
-    for row, sentence in enumerate(_listed(inputs, "sentences", single=(str, bytes))):
-        if isinstance(sentence, str):
-            sentence = sentence.split()
-        elif not isinstance(sentence, list | tuple | np.ndarray):
-            raise TypeError(
-                f"sentence {row} is {shown(sentence)}; it has to be a str or a list of words"
-            )
-        for position, word in enumerate(sentence):
-            if not isinstance(word, str):
-                raise TypeError(f"sentence {row}, word {position} is {shown(word)}, not a str")
-        sentences.append(list(sentence))
-    return sentences
 
 
 @contextmanager

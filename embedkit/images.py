@@ -23,13 +23,23 @@ def to_rgb(image: Any, row: int) -> Image.Image:
             image = _from_array(np.asarray(image))
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16 bits; Pillow would clip them to white
-            image = _from_array(np.asarray(image).astype(np.uint16))
+            deep = np.asarray(image)
+            if deep.min() < 0 or deep.max() > 65535:
+                raise ValueError("32 bits; give it as an array of floats from 0 to 1")
+            image = _from_array(deep.astype(np.uint16))
+        elif image.mode == "F":  # and these to black
+            image = _from_array(np.asarray(image))
         return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"image {row} is no image file that Pillow can read: {error}") from error
     except FileNotFoundError as error:
         raise ValueError(f"image {row}: there is no file {error.filename}") from error
-    except (OSError, TypeError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"image {row} would fill the memory ({error}); if you trust it, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Exception as error:  # on broken files, Pillow's readers raise all kinds
         raise ValueError(f"image {row} ({shown(image)}) cannot be read: {error}") from error
 
 

@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from embedkit.inputs import Faults, OnError, listed, ranges, text_fault
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
@@ -170,13 +172,16 @@ class OpenAIEncoder:
         }
         return functools.partial(OpenAIEncoder, self.model, **settings), ()
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Mapping[str, Any], *, on_error: OnError = "raise") -> dict[str, Any]:
         """Add an ``embedding`` column to a batch, for ``Dataset.map(encoder, batched=True)``.
 
         Parameters
         ----------
         batch : mapping of str to sequence
             Columns of a data set, ``text`` among them.
+        on_error : {"raise", "skip"}
+            As in `encode`; `map` hands it over with ``fn_kwargs={"on_error": "skip"}``. Rows are
+            counted from the start of each batch.
 
         Returns
         -------
@@ -194,7 +199,7 @@ class OpenAIEncoder:
                 f"OpenAIEncoder: the batch has columns {', '.join(batch)}, none of them text; "
                 "rename one (load_data does it with `columns=`)"
             )
-        embedding = self.encode(batch["text"])
+        embedding = self.encode(batch["text"], on_error=on_error)
         if isinstance(batch, dict):
             return {**batch, "embedding": embedding}
         from embedkit.arrow import ArrowColumn
@@ -227,7 +232,7 @@ class OpenAIEncoder:
         >>> OpenAIEncoder("some-model", base_url="http://localhost/v1").count_tokens(["a kettle"])
         TokenCount(tokens=2, is_estimate=True)
         """
-        lengths, is_estimate = self._lengths(_checked(texts))
+        lengths, is_estimate = self._lengths(_checked(texts, Faults("raise")))
         return TokenCount(sum(lengths), is_estimate)
 
     def _lengths(self, texts: list[str]) -> tuple[list[int], bool]:
@@ -237,7 +242,12 @@ class OpenAIEncoder:
         return [-(-len(text.encode()) // 4) for text in texts], True
 
     def encode(
-        self, inputs: Any, *, batch_size: int | None = None, progress: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        on_error: OnError = "raise",
     ) -> NDArray[np.float32]:
         """Turn texts into vectors.
 
@@ -253,6 +263,9 @@ class OpenAIEncoder:
             OpenAI's limits of 2048 texts and 300,000 tokens allow.
         progress : bool, optional
             Show a progress bar; by default, if the work takes over two seconds.
+        on_error : {"raise", "skip"}
+            What becomes of an input that is no text, or an empty one: nothing is sent, or it has
+            NaN for a vector and one warning lists all that do. What a server refuses always raises.
 
         Returns
         -------
@@ -269,11 +282,13 @@ class OpenAIEncoder:
         OSError
             If the cache cannot be used.
         """
-        texts = _checked(inputs)
+        faults = Faults(on_error)
+        texts = _checked(inputs, faults)
         _check_count(batch_size=batch_size)
         rows: dict[bytes, list[int]] = {}
         for row, text in enumerate(texts):
-            rows.setdefault(self._key(text), []).append(row)
+            if row not in faults.rows:
+                rows.setdefault(self._key(text), []).append(row)
         with _database(self._cache) as database:
             run = _Run(self, texts, rows, database)
             try:
@@ -302,7 +317,10 @@ class OpenAIEncoder:
             self._kept = run.known()
             raise RuntimeError(run.report())
         self._kept = {}
-        return run.vectors if texts else np.empty((0, self.dim or 0), np.float32)
+        faults.warn(len(texts), stacklevel=2)
+        if not rows:
+            return np.full((len(texts), self.dim or 0), np.nan, np.float32)
+        return run.vectors
 
     def _key(self, text: str) -> bytes:
         """Name a vector by all it depends on, without keeping the text."""
@@ -444,7 +462,7 @@ class _Run:
     def _place(self, key: bytes, vector: NDArray[np.float32]) -> None:
         if not self._done:
             self._encoder._dim = len(vector)
-            self.vectors = np.empty((len(self._texts), len(vector)), np.float32)
+            self.vectors = np.full((len(self._texts), len(vector)), np.nan, np.float32)
         self.vectors[self._rows[key]] = vector
         self._done.add(key)
 
@@ -461,7 +479,7 @@ class _Run:
             "asks for the rest only"
         )
         return (
-            f"OpenAIEncoder({self._encoder.model!r}): no vectors for {_ranges(rows)} of "
+            f"OpenAIEncoder({self._encoder.model!r}): no vectors for {ranges(rows)} of "
             f"{len(self._texts)}: {self.failures[0][1]}{kept if self._done else ''}"
         )
 
@@ -473,29 +491,15 @@ def _check_count(**settings: Any) -> None:
             raise ValueError(f"{name}={value!r}: give a whole number of 1 or more")
 
 
-def _checked(inputs: Any) -> list[str]:
-    """Make a list of texts that an API takes, or say which one it does not."""
-    if isinstance(inputs, str | bytes):
-        raise TypeError("encode takes a list of texts, and got a single one; wrap it in a list")
-    unordered = isinstance(inputs, set | frozenset | Mapping) or hasattr(inputs, "columns")
-    if unordered or not hasattr(inputs, "__len__") or not hasattr(inputs, "__iter__"):
-        raise TypeError(
-            "encode takes a list, tuple, array, pandas Series or datasets column of texts, "
-            f"and got a {type(inputs).__name__}"
-        )
-    texts = list(inputs)
+def _checked(inputs: Any, faults: Faults) -> list[Any]:
+    """Make a list of texts, and find those that no API takes."""
+    texts = list(listed(inputs, "texts", single=(str, bytes)))
     for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"text {row} is a {type(text).__name__}; every text has to be a str")
-        if not text:
-            raise ValueError(f"text {row} is empty, which the API refuses; leave it out")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text {row} has half a character at position {error.start} (a lone surrogate), "
-                "which cannot be sent; mend it with text.encode('utf-8', 'replace').decode()"
-            ) from None
+        fault = text_fault(text, f"text {row}")
+        if fault is None and not text:
+            fault = ValueError(f"text {row} is empty, which the API refuses; leave it out")
+        if fault is not None:
+            faults.add(row, fault)
     return texts
 
 
@@ -511,19 +515,6 @@ def _spans(lengths: Sequence[int], most_inputs: int, most_tokens: int) -> list[t
             start, tokens = row, 0
         tokens += length
     return [*spans, (start, len(lengths))] if lengths else []
-
-
-def _ranges(rows: list[int]) -> str:
-    """Write row numbers shortly: ``rows 3, 7-9``."""
-    groups: list[list[int]] = []
-    for row in rows:
-        if groups and row == groups[-1][1] + 1:
-            groups[-1][1] = row
-        else:
-            groups.append([row, row])
-    parts = [f"{first}-{last}" if last > first else f"{first}" for first, last in groups]
-    more = ", …" if len(parts) > 10 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(parts[:10])}{more}"
 
 
 def _decoded(embedding: Any) -> NDArray[np.float32]:

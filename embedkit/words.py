@@ -87,7 +87,10 @@ class WordVectors:
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         mentions = []
         for sentence, row in enumerate(tags):
-            spelled = [_spell(tag, names) for tag in row]
+            spelled = [_spell(tag, names) for tag in ([] if row is None else row)]
+            unread = sizes[sentence] == 1 and not self.word[offsets[sentence]]
+            if unread and not spelled:  # what `on_error="skip"` makes of no sentence
+                continue
             if len(spelled) != sizes[sentence]:
                 raise ValueError(
                     f"sentence {sentence} has {sizes[sentence]} words but {len(spelled)} tags; "
