@@ -4,6 +4,7 @@ The columns are always called ``image`` and ``label``, ``text`` and ``label``, o
 ``ner_tags``, so that a lesson runs on other data by changing one name.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ _BUNDLED = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[1] / "data"
 
 
 def load_data(
-    name: str,
+    name: str | os.PathLike[str],
     split: str = "train",
     *,
     columns: Mapping[str, str] | None = None,
@@ -29,7 +30,7 @@ def load_data(
 
     Parameters
     ----------
-    name : str
+    name : str or path
         ``"bundled/digits"``, ``"bundled/reviews"``, ``"bundled/entities"``, the path of a folder
         of data files, or the id of a data set on the Hub.
     split : str
@@ -50,6 +51,8 @@ def load_data(
 
     Raises
     ------
+    TypeError
+        If `name`, `split` or `columns` is of another kind.
     ValueError
         If there is no such bundled data set, split, or column.
     OSError
@@ -61,6 +64,13 @@ def load_data(
     >>> data.features["label"].names
     ['negative', 'neutral', 'positive']
     """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise TypeError(f"load_data({name!r}): give a bundled name, a folder, or a Hub id")
+    if not isinstance(split, str):
+        raise TypeError(f"load_data(split={split!r}): give the name of one split, such as 'train'")
+    if not isinstance(columns or {}, Mapping):
+        raise TypeError(f"load_data(columns={columns!r}): give a dict, old name to new")
+    name = os.fspath(name)
     table = _bundled(name, split) if name.startswith("bundled/") else None
     if table is None:
         table = _loaded(name, split, config, revision)
@@ -70,23 +80,28 @@ def load_data(
                 f"load_data(columns=…): {name} has no column {old!r}; it has "
                 f"{', '.join(table.column_names)}"
             )
+    renamed = [(columns or {}).get(each, each) for each in table.column_names]
+    twice = sorted({each for each in renamed if renamed.count(each) > 1})
+    if twice:
+        raise ValueError(
+            f"load_data(columns=…): {name} would have two columns {twice[0]!r}; rename the other"
+        )
     table = table.rename_columns(dict(columns or {}))
     return _with_names(table)
 
 
 def _bundled(name: str, split: str) -> Dataset:
     """Read a bundled split into memory."""
-    sets = sorted({path.parent.name for path in _BUNDLED.glob("*/*.parquet")})
-    folder = _BUNDLED / name.removeprefix("bundled/")
-    if folder.name not in sets:
-        known = ", ".join(f"bundled/{each}" for each in sets)
+    files = {path.parent.name: path.parent for path in sorted(_BUNDLED.glob("*/*.parquet"))}
+    folder = files.get(name.removeprefix("bundled/"))
+    if folder is None:
+        known = ", ".join(f"bundled/{each}" for each in files)
         raise ValueError(f"{name}: no such bundled data set; choose from {known}")
-    path = folder / f"{split}.parquet"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in folder.glob("*.parquet")))
-        raise ValueError(f"{name} has no split {split!r}; choose from {known}")
+    splits = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    if split not in splits:
+        raise ValueError(f"{name} has no split {split!r}; choose from {', '.join(splits)}")
     # Straight from the file: no copy in a cache, no progress bar. The features are in the schema.
-    return Dataset(pyarrow.parquet.read_table(path))
+    return Dataset(pyarrow.parquet.read_table(splits[split]))
 
 
 def _loaded(name: str, split: str, config: str | None, revision: str | None) -> Dataset:

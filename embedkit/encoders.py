@@ -332,9 +332,7 @@ class _Encoder(ABC):
         with ExitStack() as hooks:
             hooks.enter_context(packing.packed(self._body, mask))
             for norm in [] if self._final_norm else _norms_outside_layers(self._body):
-                note = norm.register_forward_hook(
-                    lambda _, given, out: normed.append((*given, out))
-                )
+                note = norm.register_forward_hook(lambda _, given, out: noted.append((*given, out)))
                 hooks.callback(note.remove)
             outputs = self._body(**inputs, output_hidden_states=not self._last_only)
         last = outputs.last_hidden_state

@@ -43,9 +43,8 @@ def knn_accuracy(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    train, train_labels = _labelled(train, train_labels, "train")
-    test, test_labels = _labelled(test, test_labels, "test")
-    if not 1 <= k <= len(train_labels):
+    train, train_labels, test, test_labels = _pair(train, train_labels, test, test_labels)
+    if not isinstance(k, int | np.integer) or not 1 <= k <= len(train_labels):
         raise ValueError(f"knn_accuracy(k={k}): give a number from 1 to {len(train_labels)}")
     classifier = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute")
     return float(classifier.fit(train, train_labels).score(test, test_labels))
@@ -88,8 +87,7 @@ def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
     from sklearn.model_selection import GridSearchCV
     from threadpoolctl import threadpool_limits
 
-    train, train_labels = _labelled(train, train_labels, "train")
-    test, test_labels = _labelled(test, test_labels, "test")
+    train, train_labels, test, test_labels = _pair(train, train_labels, test, test_labels)
     classes, counts = np.unique(train_labels, return_counts=True)
     if len(classes) < 2 or counts.min() < 3:
         raise ValueError(
@@ -133,7 +131,8 @@ def majority_baseline(train_labels: Any, test_labels: Any) -> float:
     >>> majority_baseline(["a", "a", "b"], ["a", "b"])
     0.5
     """
-    train, test = np.asarray(list(train_labels)), np.asarray(list(test_labels))
+    train, test = _classes(train_labels, "train_labels"), _classes(test_labels, "test_labels")
+    _check_alike(train, test)
     if not len(train) or not len(test):
         raise ValueError("majority_baseline: needs at least one label on both sides")
     classes, counts = np.unique(train, return_counts=True)
@@ -221,7 +220,7 @@ def trustworthiness(vectors: Any, points: Any, *, k: int = 5) -> float:
     vectors, points = _table(vectors, "vectors"), _table(points, "points")
     if len(vectors) != len(points):
         raise ValueError(f"trustworthiness: {len(vectors)} vectors but {len(points)} points")
-    if not 1 <= k < len(vectors) / 2:
+    if not isinstance(k, int | np.integer) or not 1 <= k < len(vectors) / 2:
         raise ValueError(
             f"trustworthiness(k={k}): give a number from 1 to less than half of the "
             f"{len(vectors)} rows"
@@ -275,8 +274,8 @@ def drift(
             f"drift: {reference.shape[1]} dimensions on one side and {production.shape[1]} on the "
             "other; embed both with the same encoder"
         )
-    if permutations < 1:
-        raise ValueError(f"drift(permutations={permutations}): give 1 or more")
+    if not isinstance(permutations, int | np.integer) or permutations < 1:
+        raise ValueError(f"drift(permutations={permutations}): give 1 or more, a whole number")
     rows = np.concatenate([reference, production]).astype(np.float64)
     # A row's weight in (centroid of one side - centroid of the other).
     n, m = len(reference), len(production)
@@ -285,7 +284,8 @@ def drift(
     generator = np.random.default_rng(seed)
     shuffled = [np.linalg.norm(generator.permutation(weights) @ rows) for _ in range(permutations)]
     # The sums run in another order each time, so equal is equal up to rounding.
-    as_far = np.sum(np.array(shuffled) >= distance * (1 - 1e-9))
+    rounding = 1e-9 * distance + 1e-12 * np.abs(rows).max(initial=0)
+    as_far = np.sum(np.array(shuffled) >= distance - rounding)
     return {"distance": distance, "p_value": float((1 + as_far) / (1 + permutations))}
 
 
@@ -298,12 +298,15 @@ def _table(values: Any, name: str) -> NDArray[np.float64]:
             raise ValueError(f"{name} holds NaN or infinite values; leave those rows out")
         return values.tocsr()
     try:
+        if np.iscomplexobj(values):
+            raise TypeError("they are complex")
         table = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} has to be an array (n, dim) of numbers: {error}") from error
     if table.ndim != 2:
         raise ValueError(f"{name} has to be an array (n, dim), and has shape {table.shape}")
-    wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    # What float32 cannot hold is no embedding, and its square would not be finite either.
+    wrong = np.flatnonzero(~(np.abs(table) <= np.finfo(np.float32).max).all(axis=1))
     if len(wrong):
         raise ValueError(
             f"{name}: {len(wrong)} of {len(table)} rows hold NaN or infinite values (the first: "
@@ -314,9 +317,52 @@ def _table(values: Any, name: str) -> NDArray[np.float64]:
 
 def _labelled(values: Any, labels: Any, name: str) -> tuple[Any, NDArray[Any]]:
     """Check vectors and their labels against each other."""
-    table, classes = _table(values, name), np.asarray(list(labels))
+    table, classes = _table(values, name), _classes(labels, f"labels of {name}")
     if table.shape[0] != len(classes):
         raise ValueError(f"{name}: {table.shape[0]} vectors but {len(classes)} labels")
     if not len(classes):
         raise ValueError(f"{name}: needs at least one row")
     return table, classes
+
+
+def _pair(
+    train: Any, train_labels: Any, test: Any, test_labels: Any
+) -> tuple[Any, NDArray[Any], Any, NDArray[Any]]:
+    """Check training and test rows, and that one can be compared with the other."""
+    train, train_labels = _labelled(train, train_labels, "train")
+    test, test_labels = _labelled(test, test_labels, "test")
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train has {train.shape[1]} dimensions and test has {test.shape[1]}; embed both with "
+            "the same encoder"
+        )
+    _check_alike(train_labels, test_labels)
+    return train, train_labels, test, test_labels
+
+
+def _classes(labels: Any, name: str) -> NDArray[Any]:
+    """Make an array of classes, one a row, or say what is wrong with them."""
+    if isinstance(labels, str | bytes) or not hasattr(labels, "__iter__"):
+        raise TypeError(f"{name}: give a sequence of classes, one for each row; got {labels!r}")
+    values = list(labels)
+    if not all(np.isscalar(value) or value is None for value in values):
+        raise ValueError(f"{name}: give one class for each row, as a number or a string")
+    without = [row for row, value in enumerate(values) if value is None or value != value]
+    if without:
+        raise ValueError(
+            f"{name}: {len(without)} of {len(values)} rows have none (the first: row "
+            f"{without[0]}); leave them out"
+        )
+    classes = np.asarray(values)
+    if classes.dtype.kind == "f" and (classes % 1).any():
+        raise ValueError(f"{name}: numbers like {values[0]} are amounts; give classes")
+    return classes
+
+
+def _check_alike(train: NDArray[Any], test: NDArray[Any]) -> None:
+    """Refuse names on one side and numbers on the other, which are never equal."""
+    if len(train) and len(test) and (train.dtype.kind == "U") != (test.dtype.kind == "U"):
+        raise ValueError(
+            f"the classes are {train[:1].tolist()[0]!r} and so on in train, and "
+            f"{test[:1].tolist()[0]!r} in test; give both as names or both as numbers"
+        )

@@ -71,9 +71,20 @@ def plot(
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
     ['a (1)', 'b (1)']
     """
-    xy = np.asarray(points, dtype=float)
+    try:
+        if np.iscomplexobj(points):
+            raise TypeError("they are complex")
+        xy = np.asarray(points, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"plot takes points (n, 2) of numbers: {error}") from error
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ValueError(f"plot takes points (n, 2), and got shape {xy.shape}; use project first")
+    nowhere = np.flatnonzero(~np.isfinite(xy).all(axis=1))
+    if len(nowhere):
+        raise ValueError(
+            f"plot: {len(nowhere)} of {len(xy)} points are NaN or infinite (the first: row "
+            f"{nowhere[0]}); leave them out, and their labels"
+        )
     if ax is None:
         _, ax = plt.subplots(figsize=SIZE, layout="constrained")
     ax.set(xticks=[], yticks=[], title=title or "")
@@ -86,8 +97,14 @@ def plot(
     if labels is None:
         ax.scatter(xy[:, 0], xy[:, 1], color=PALETTE[0], **look)
         return ax
+    if isinstance(labels, str | bytes) or not hasattr(labels, "__iter__"):
+        raise TypeError(f"plot: labels is {labels!r}; give a sequence, one label for each point")
     names = names if names is not None else _names(labels)
     values = list(labels)
+    if not all(np.isscalar(value) or value is None for value in values):
+        raise ValueError("plot: give one label for each point, as a number or a string")
+    if names is not None:
+        values = [_named(value, names) for value in values]
     if len(values) != len(xy):
         raise ValueError(f"plot: {len(xy)} points but {len(values)} labels")
     known = np.array([value is not None and value == value for value in values], dtype=bool)
@@ -98,7 +115,7 @@ def plot(
         drawn = ax.scatter(xy[known, 0], xy[known, 1], c=amounts, cmap="cividis", **look)
         ax.figure.colorbar(drawn, ax=ax)
     else:
-        _classes(ax, xy, values, known, names, look)
+        _classes(ax, xy, values, known, look)
     if not known.all():
         label = f"no label ({(~known).sum()})"
         ax.scatter(
@@ -114,7 +131,6 @@ def _classes(
     xy: np.ndarray,
     values: list[Any],
     known: np.ndarray,
-    names: Sequence[str] | None,
     look: dict[str, Any],
 ) -> None:
     """Draw each class in its own colour and shape, with its count in the legend."""
@@ -122,14 +138,12 @@ def _classes(
     colours, shapes = cycle(PALETTE), cycle(MARKERS)
     for value in sorted(numbers, key=lambda value: (str(type(value)), value)):
         here = known & np.array([each == value for each in values], dtype=bool)
-        named = names is not None and not isinstance(value, str)
-        name = names[value] if named and names is not None else value
         ax.scatter(
             xy[here, 0],
             xy[here, 1],
             color=next(colours),
             marker=next(shapes),
-            label=f"{name} ({here.sum()})",
+            label=f"{value} ({here.sum()})",
             **look,
         )
 
@@ -137,6 +151,17 @@ def _classes(
 def _names(labels: Any) -> list[str] | None:
     """Read the names of the classes off a `datasets` column, where it has them."""
     return getattr(getattr(labels, "features", None), "names", None)
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Give a numbered class its name; -1 is how `datasets` writes that there is none."""
+    if value is None or isinstance(value, str) or value != value or value == -1:
+        return None if value == -1 else value
+    if value != int(value) or not 0 <= value < len(names):
+        raise ValueError(
+            f"plot: label {value!r} has no name among {len(names)} names; give one for each class"
+        )
+    return names[int(value)]
 
 
 def _are_amounts(values: list[Any]) -> bool:

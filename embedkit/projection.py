@@ -78,6 +78,9 @@ def project(
     (5, 2)
     """
     vectors = _checked(vectors)
+    for name, value in {"n_neighbors": n_neighbors, "sample": sample}.items():
+        if not isinstance(value, int | np.integer) and (name, value) != ("sample", None):
+            raise ValueError(f"project({name}={value!r}): give a whole number")
     if method not in ("umap", "pca"):
         raise ValueError(f"project(method={method!r}): unknown; choose from pca, umap")
     fitted = np.arange(len(vectors))
@@ -165,7 +168,8 @@ def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.f
     count = min(2, len(fitted), vectors.shape[1])
     if len(fitted) > 1:  # a single row has no direction of variance
         pca = PCA(n_components=count, svd_solver="full" if len(fitted) < 500 else "auto")
-        pca.set_params(random_state=0).fit(vectors[fitted])
+        with np.errstate(invalid="ignore"):  # rows that are all the same have no variance to share
+            pca.set_params(random_state=0).fit(vectors[fitted])
         out[:, :count] = pca.transform(vectors)
     return out
 
@@ -173,10 +177,13 @@ def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.f
 def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
     """Make a finite float table of what was given, or say what is wrong with it."""
     try:
-        table = np.asarray(vectors, dtype=np.float32)
+        if np.iscomplexobj(vectors):
+            raise TypeError("they are complex")
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            table = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"project takes an array (n, dim) of numbers: {error}") from error
-    if table.ndim != 2:
+    if table.ndim != 2 or (len(table) and not table.shape[1]):
         raise ValueError(f"project takes an array (n, dim), and got shape {table.shape}")
     wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
     if len(wrong):
