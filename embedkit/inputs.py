@@ -58,7 +58,8 @@ def listed(inputs: Any, what: str, *, single: tuple[type, ...]) -> Sequence[Any]
     if isinstance(inputs, single):
         raise TypeError(f"encode takes a list of {what}, and got a single one; wrap it in a list")
     ordered = hasattr(inputs, "__len__") and hasattr(inputs, "__iter__")
-    if not ordered or isinstance(inputs, set | frozenset | Mapping) or hasattr(inputs, "columns"):
+    table = hasattr(inputs, "columns") or hasattr(inputs, "column_names")
+    if not ordered or table or isinstance(inputs, set | frozenset | Mapping):
         raise TypeError(
             f"encode takes a list, tuple, array, pandas Series or datasets column of {what}, "
             f"and got {shown(inputs)}"

@@ -7,15 +7,19 @@ import hashlib
 import os
 import timeit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
+
+from embedkit import hub
 
 # Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
 _INSIDE = Path(__file__).with_name("bundled")
@@ -203,8 +207,19 @@ def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
         return text, {"local_files_only": True}
     elif Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise OSError(f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(_NAMES)}")
-    offline = _check_hub(os.fspath(name), text, revision)
-    return text, {"revision": revision or "main", "local_files_only": offline}
+    found = None
+    with suppress(HFValidationError):  # told by what follows
+        found = try_to_load_from_cache(text, "config.json", revision=revision or "main")
+    online = hub.answers(
+        os.fspath(name),
+        text,
+        "config.json",
+        revision=revision,
+        kind="model",
+        cached=isinstance(found, str),
+        way=_offline_way(os.fspath(name)),
+    )
+    return text, {"revision": revision or "main", "local_files_only": not online}
 
 
 def _bundled(name: str) -> Path | None:
@@ -226,73 +241,6 @@ def _bundled(name: str) -> Path | None:
             f"(SHA-256 {found[:12]}…, expected {_MINILM_SHA256[:12]}…); reinstall the package"
         )
     return folder
-
-
-def _check_hub(name: str, repository: str, revision: str | None) -> bool:
-    """Ask the Hub once whether it has the model; return True to go on with the cache alone.
-
-    Left to itself, transformers asks many times, waits in between, and blames the name for a fault
-    of the network.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub import errors as hub
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repository)
-    except hub.HFValidationError as error:
-        raise OSError(
-            f"{name}: neither a folder nor a Hub id; a Hub id looks like 'google/vit-base-patch16'"
-        ) from error
-    cached = isinstance(
-        try_to_load_from_cache(repository, "config.json", revision=revision or "main"), str
-    )
-    if constants.HF_HUB_OFFLINE:
-        if cached:
-            return True
-        raise OSError(
-            f"{name}: HF_HUB_OFFLINE is set and the model is not in the cache; unset it to "
-            f"download, or use {_offline_way(name)}"
-        )
-    url = hf_hub_url(repository, "config.json", revision=revision or "main")
-    try:
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except hub.GatedRepoError as error:
-        raise OSError(
-            f"{name}: the repository is gated; ask for access on {constants.ENDPOINT}/{repository} "
-            "and log in with `hf auth login`"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise OSError(
-            f"{name}: the Hub has the repository but no revision {revision!r}; "
-            "look up its branches and tags, or leave `revision` out"
-        ) from error
-    except hub.EntryNotFoundError as error:
-        raise OSError(
-            f"{name}: the repository has no config.json, so it is no transformers model; "
-            "choose one that carries the tag 'transformers'"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise OSError(
-            f"{name}: the Hub has no such repository, or it is private; check the spelling, "
-            "or log in with `hf auth login`"
-        ) from error
-    except hub.HfHubHTTPError as error:
-        if cached:
-            return True
-        status = error.response.status_code
-        raise OSError(
-            f"{name}: the Hub answered with status {status}; that is a fault on its side or too "
-            f"many requests, so try again later, or use {_offline_way(name)}"
-        ) from error
-    except Exception as error:  # the HTTP library under huggingface_hub differs by version
-        if cached:
-            return True
-        raise OSError(
-            f"{name}: could not reach the Hub ({constants.ENDPOINT}): the network failed, not the "
-            f"name ({error}). Check the connection or the proxy, or use {_offline_way(name)}"
-        ) from error
-    return False
 
 
 def _offline_way(name: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 
 # Before torch and its kin are imported: no test reaches out, and none opens a window.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -217,6 +218,44 @@ BUILDERS: dict[str, Callable[[], tuple[nn.Module, object]]] = {
 def pytest_unconfigure() -> None:
     """Throw the tests' own cache away."""
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+# What was done to it on purpose, and how it went: (sort, what) → names of the tests
+_tried: dict[tuple[str, str], list[str]] = {}
+_lost: list[str] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Count the faults that were survived and the wrong inputs that were answered."""
+    report = yield
+    for sort in ("fault", "bad_input"):
+        mark = item.get_closest_marker(sort)
+        if mark and report.failed:
+            _lost.append(item.nodeid)
+        elif mark and report.when == "call" and report.passed:
+            name = item.callspec.id if hasattr(item, "callspec") else item.name
+            _tried.setdefault((sort, mark.args[0]), []).append(name)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was tried, by kind, and the sum."""
+    if not _tried and not _lost:
+        return
+    terminalreporter.section("faults and wrong inputs, tried on purpose")
+    counts = {"fault": 0, "bad_input": 0}
+    for (sort, what), names in sorted(_tried.items()):
+        counts[sort] += len(names)
+        shown = ", ".join(name.removeprefix("test_").replace("_", " ") for name in names)
+        line = f"{len(names):4} {what}: {shown}"
+        terminalreporter.write_line(textwrap.fill(line, 100, subsequent_indent=" " * 7))
+    for name in _lost:
+        terminalreporter.write_line(f"lost {name}", red=True)
+    terminalreporter.write_line(
+        f"faults: {counts['fault']} survived, inputs: {counts['bad_input']} answered, "
+        f"{len(_lost)} lost"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A Hub of one's own on the loopback: enough of the Hugging Face Hub's HTTP to load models from."""
+"""A Hub of one's own on the loopback: enough of the Hugging Face Hub's HTTP to load from."""
 
 import hashlib
 import json
@@ -7,34 +7,63 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 Repositories = dict[str, dict[str, Path]]
 """Repository id → branch, tag or commit → folder."""
 
 
 class Hub:
-    """Serve folders as repositories while in a ``with`` block."""
+    """Serve folders as repositories while in a ``with`` block.
 
-    def __init__(self, repositories: Repositories, *, gated: tuple[str, ...] = ()) -> None:
+    The ids of data sets begin with ``datasets/``. `statuses` are what the Hub says, whatever it is
+    asked of a repository. Of `cut` repositories each file breaks off half-way the first time.
+    """
+
+    def __init__(
+        self,
+        repositories: Repositories,
+        *,
+        gated: tuple[str, ...] = (),
+        statuses: dict[str, int] | None = None,
+        cut: tuple[str, ...] = (),
+    ) -> None:
         hub = self
         self.repositories, self.gated = repositories, gated
+        self.statuses, self.cut = statuses or {}, cut
+        self.broken_off: set[str] = set()
         self.requests: list[str] = []
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                hub.requests.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(self.path.partition("?")[0])
+                wanted = self.headers.get("Range", "")
+                hub.requests.append(f"{self.command} {self.path} {wanted}".rstrip())
+                path = self.path.partition("?")[0]
+                sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, headers, body = hub.answer(path, sent)
+                size = len(body)
+                if status == 200 and (part := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)):
+                    start, stop = int(part[1]), int(part[2] or size - 1) + 1
+                    status, body = 206, body[start:stop]
+                    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
+                if self.command == "HEAD":
+                    return
+                cut = size > 20_000 and any(f"/{name}/" in path for name in hub.cut)
+                if cut and path not in hub.broken_off:
+                    hub.broken_off.add(path)
+                    self.wfile.write(body[: size // 2])
+                    self.close_connection = True
+                    return
+                self.wfile.write(body)
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -50,12 +79,16 @@ class Hub:
         self._server.shutdown()
         self._server.server_close()
 
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Give status, headers and body for a path."""
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+    def answer(self, path: str, sent: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+        """Give status, headers and body for a path and what was sent to it."""
+        for repository, status in self.statuses.items():
+            if f"/{repository}/" in f"{path}/":
+                return _refusal(status, "" if status != 401 else "RepoNotFound")
+        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(*match.groups())
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(tree|revision)/([^/]+).*)?", path):
-            return self._listing(*match.groups())
+        what = r"(?:/(tree|revision|paths-info)/([^/]+).*)?"
+        if match := re.fullmatch(rf"/api/(?:models/|(?=datasets/))(.*?/?[^/]+/[^/]+?){what}", path):
+            return self._listing(*match.groups(), sent)
         return _refusal(404, "RepoNotFound")
 
     def _folder(self, repository: str, revision: str) -> Path | str:
@@ -84,7 +117,7 @@ class Hub:
         return 200, headers, body
 
     def _listing(
-        self, repository: str, what: str | None, revision: str | None
+        self, repository: str, what: str | None, revision: str | None, sent: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         folder = self._folder(repository, revision or "main")
         if isinstance(folder, str):
@@ -99,10 +132,13 @@ class Hub:
             "private": False,
             "gated": False,
         }
-        if what == "tree":
+        if what in ("tree", "paths-info"):
+            wanted = parse_qs(sent.decode()).get("paths") if sent[:1] != b"{" else None
+            wanted = wanted or (json.loads(sent)["paths"] if sent[:1] == b"{" else None)
             answer = [
                 {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
                 for path in files
+                if wanted is None or path.name in wanted
             ]
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 

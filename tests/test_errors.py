@@ -18,6 +18,7 @@ SILHOUETTE, TRUST = ek.evaluate.silhouette, ek.evaluate.trustworthiness
 DRIFT, MAJORITY = ek.evaluate.drift, ek.evaluate.majority_baseline
 
 
+@pytest.mark.bad_input("texts")
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -42,6 +43,7 @@ def test_texts_that_are_none(tiny, inputs, message):
         ek.TextEncoder(tiny("bert")).encode(inputs)
 
 
+@pytest.mark.bad_input("words")
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -62,6 +64,7 @@ def test_sentences_that_are_none(tiny, inputs, message):
         encoder.token_states(inputs)
 
 
+@pytest.mark.bad_input("settings")
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
