@@ -7,6 +7,8 @@
 #   make notebooks                    execute the lessons and keep the outputs in notebooks/
 #   make screenshots                  photograph the explorers for README and lessons (needs Chromium)
 #   make bench                        speed beside other ways; DEVICE=cuda, TEXTS=file, PARTS="text"
+#   make lowest                       the tests, on the oldest versions that pyproject.toml allows
+#   make audit                        known vulnerabilities and licences of all that is installed
 #   make format                       put code and notebooks into shape
 #   make clean                        remove what was built, the environment included
 
@@ -22,7 +24,7 @@ RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)
 # spinning made a small model several times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run lab test check notebooks screenshots bench format clean
+.PHONY: run lab test check notebooks screenshots bench lowest audit format clean
 .DEFAULT_GOAL := run
 
 run: $(READY)
@@ -52,6 +54,18 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/bench.py $(PARTS) $(if $(DEVICE),--device $(DEVICE)) $(if $(TEXTS),--texts $(TEXTS))
+
+# uv finds the versions and keeps a reader's own environment out of it.
+lowest: $(READY)
+	$(BIN)/uv venv --clear --python $(BIN)/python build/lowest
+	$(BIN)/uv pip install --python build/lowest --resolution lowest-direct -e ".[$(EXTRAS)]"
+	build/lowest/bin/python -m pytest -m "not slow" -W ignore
+
+audit: $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit pip-licenses
+	$(BIN)/pip-audit --skip-editable $(shell sed -n 's/^\([^\#][^ ]*\) .*/--ignore-vuln \1/p' .ci/vulnerabilities.txt)
+	$(BIN)/pip-licenses --partial-match --order=license --ignore-packages embedkit-lessons \
+		--allow-only="$$(sed -n 's/^\([^\#]*[^\# ]\) *\#.*/\1/p' .ci/licences.txt | paste -sd ';')"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,8 @@
 """The lessons: their form, and that they run, exercises and solutions included."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbclient
@@ -107,10 +109,14 @@ def test_exercises_come_with_a_check_and_a_solution(path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("lessons without a network")
 @parametrize
-def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch):
-    """As it stands each check says Not yet; after the solution it says Right."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch, tmp_path):
+    """As it stands each check says Not yet; after the solution it says Right.
+
+    No kernel gets past this machine, and none tries to.
+    """
+    tried = close_sockets(monkeypatch, tmp_path)
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the inline one draws into the notebook
     notebook = read(path)
     answers = iter(solutions(notebook))
@@ -130,6 +136,30 @@ def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch):
     for before, after in zip(checks[::2], checks[1::2], strict=True):
         assert "Not yet:" in printed(before) and "Right:" not in printed(before)
         assert "Right:" in printed(after) and "Not yet:" not in printed(after)
+    assert not tried.exists(), tried.read_text()
+
+
+def close_sockets(monkeypatch, tmp_path):
+    """Let new processes talk to this machine alone; give the file where they write what else."""
+    tried = tmp_path / "tried"
+    monkeypatch.setenv("SOCKETS_TRIED", str(tried))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "closed"))
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):  # nothing but the sockets helps
+        monkeypatch.delenv(name, raising=False)
+    return tried
+
+
+def test_closed_sockets_are_closed(monkeypatch, tmp_path):
+    tried = close_sockets(monkeypatch, tmp_path)
+    code = (
+        "import socket\n"
+        "for host in ('127.0.0.1', '192.0.2.1'):\n"  # the latter is nobody's, by RFC 5737
+        "    try: socket.create_connection((host, 9), timeout=1)\n"
+        "    except OSError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout and "lets nothing out" in done.stdout
+    assert "192.0.2.1" in tried.read_text() and "127.0.0.1" not in tried.read_text()
 
 
 @pytest.mark.slow

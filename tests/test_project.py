@@ -138,3 +138,51 @@ def test_the_wheel_carries_the_bundled_material(tmp_path):
         "vit-glyphs/README.md",
     ):
         assert f"embedkit/bundled/{needed}" in names
+
+
+def resolve(*options, **settings):
+    """Have uv resolve the project's needs; give the versions by name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "uv", "pip", "compile", "--no-header", "--no-annotate", "--quiet",
+         *options, "pyproject.toml"],
+        cwd=ROOT, capture_output=True, text=True, **settings,
+    )  # fmt: skip
+    unreachable = ("Failed to fetch", "error sending request", "dns error", "Connect")
+    if done.returncode and any(sign in done.stderr for sign in unreachable):
+        pytest.skip("the package index cannot be reached, and it alone knows what needs what")
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_colab_keeps_what_it_has():
+    """Installing there changes no version of what is there already."""
+    freeze = (ROOT / "tests" / "colab-freeze.txt").read_text(encoding="utf-8")
+    there = dict(re.findall(r"^([\w.-]+)==(\S+)", freeze, re.MULTILINE))
+    there = {name.lower().replace("_", "-"): version for name, version in there.items()}
+    found = resolve(
+        "--python-version", "3.13", "--python-platform", "linux", "--constraint",
+        "tests/colab-freeze.txt", "--extra", "openai",
+    )  # fmt: skip
+    needed = {re.match(r"[\w-]+", need)[0] for need in PROJECT["dependencies"]} & there.keys()
+    assert len(needed) >= 8
+    assert {name: found[name] for name in needed} == {name: there[name] for name in needed}
+
+
+@pytest.mark.slow
+def test_the_floors_can_be_installed_together():
+    found = resolve("--python-version", "3.11", "--resolution", "lowest-direct")
+    for need in PROJECT["dependencies"]:
+        name, floor = need.split(">=")
+        assert [int(n) for n in found[name].split(".")][:2] == [int(n) for n in floor.split(".")][
+            :2
+        ]
+
+
+@pytest.mark.parametrize("name", ["licences", "vulnerabilities"])
+def test_every_exception_has_a_reason(name):
+    lines = (ROOT / ".ci" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    entries = [line for line in lines if line and not line.startswith("#")]
+    for line in entries:
+        assert re.fullmatch(r"[^#]+\S +# \w.{5,}", line), line
+    assert entries or name == "vulnerabilities"
