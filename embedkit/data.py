@@ -172,6 +172,8 @@ def _with_names(table: Dataset) -> Dataset:
         names = sorted({tag for row in table["ner_tags"] for tag in row})
         names = ["O", *(tag for tag in names if tag != "O")]
         table = table.cast_column("ner_tags", List(ClassLabel(names=names)))
+    if features.get("image") == Value("large_string"):  # which older versions cannot decode
+        table = table.cast_column("image", Value("string"))
     if features.get("image") in (*strings, Value("binary")):
         table = table.cast_column("image", Image())
     return table
