@@ -17,6 +17,7 @@ os.environ["HF_DATASETS_CACHE"] = f"{tempfile.gettempdir()}/embedkit-tests-{os.g
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what was tried, by kind, and the sum."""
     if not _tried and not _lost:
         return

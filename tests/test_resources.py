@@ -238,7 +238,7 @@ os.waitpid(child, 0)
 def test_a_model_used_in_a_forked_process_is_an_error_and_no_hang():
     env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=100, env=env
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, env=env
     )
     error, fresh = done.stdout.splitlines()
     assert "was forked from the one that loaded the model" in error
