@@ -80,19 +80,25 @@ def test_constraints_pin_torch_and_meet_the_floors():
 def test_the_repository_has_one_address():
     """Every badge and install line follows [project.urls]."""
     path = URL.removeprefix("https://github.com/")
-    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *NOTEBOOKS]:
+    syllabus = ROOT / "notebooks" / "README.md"
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", syllabus, *NOTEBOOKS]:
         text = file.read_text(encoding="utf-8")
         assert "pip install embedkit" not in text
         for found in re.findall(r"github\.com/([\w-]+/embedkit[\w-]*)", text):
             assert found == path, file.name
         for found in re.findall(r"colab\.research\.google\.com/github/([\w-]+/[\w-]+)", text):
             assert found == path, file.name
+        for found in re.findall(r"mybinder\.org/v2/gh/([\w-]+/[\w-]+)", text):
+            assert found == path, file.name
         for found in re.findall(r"git\+(https://[^\s\"\\]+)", text):
             assert found == URL, file.name
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for notebook in NOTEBOOKS:
         badge = f"colab.research.google.com/github/{path}/blob/main/notebooks/{notebook.name}"
-        assert badge in readme and badge in notebook.read_text(encoding="utf-8")
+        lesson = notebook.read_text(encoding="utf-8")
+        assert badge in readme and badge in lesson
+        assert f"kernels/welcome?src={URL}/blob/main/notebooks/{notebook.name}" in lesson
+        assert f"urlpath=lab/tree/notebooks/{notebook.name}" in lesson
 
 
 def test_readme_tour_runs(tmp_path, monkeypatch):

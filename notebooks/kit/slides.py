@@ -70,9 +70,7 @@ def output(cell: NotebookNode, line: str | None) -> str:
     """Make HTML of a cell's outputs and, if asked for, of the one line that contains a text."""
     found = [each.strip() for each in cell.source.split("\n") if line and line in each]
     if line and len(found) != 1:
-        raise ValueError(
-            f"{len(found)} lines contain {line!r}, not one, of the cell\n{cell.source}"
-        )
+        raise ValueError(f"{len(found)} lines, not one, contain {line!r}:\n{cell.source}")
     one = NotebookNode({**cell, "source": "".join(found)})
     figures = [each for each in cell.outputs if "image/png" in each.get("data", {})]
     one.outputs = figures or cell.outputs
