@@ -136,7 +136,7 @@ class Site:
 
     def _write(self, name: str, title: str, body: str) -> None:
         """Write a page, in which links between files lead to their pages."""
-        body = re.sub(r'<a class="anchor-link"[^>]*>¶</a>', "", body)
+        body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
         body = re.sub(r'href="([\w/]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', body)
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
