@@ -170,18 +170,14 @@ def sections(name: str, title: str, body: str) -> list[dict[str, str]]:
     found = []
     for part in parts:
         anchor = re.match(r'<\w+ id="([^"]+)"', part)
-        heading = re.search(r"<h[1-6][^>]*>(.*?)</h[1-6]>", part, flags=re.DOTALL)
+        heading = re.search(r"<h[1-6]([^>]*)>(.*?)</h[1-6]>", part, flags=re.DOTALL)
         text = words(part[heading.end() :] if heading else part)
+        called = words(heading[2]) if heading else title
+        if anchor and heading and "signature" in heading[1]:
+            called = anchor[1]  # the name, without what it takes
         if text:
             url = f"{name}#{anchor[1]}" if anchor else name
-            found.append(
-                {
-                    "url": url,
-                    "page": title,
-                    "title": words(heading[1]) if heading else title,
-                    "text": text,
-                }
-            )
+            found.append({"url": url, "page": title, "title": called, "text": text})
     return found
 
 

@@ -2,9 +2,9 @@
 
 A cell is on a slide if its metadata say so: ``"slideshow": {"slide_type": "slide"}``, which is what
 JupyterLab's property inspector writes; ``"fragment"`` joins the slide before, at the next key. Of a
-text, the slide shows the question or, where there is none, the list, table or first paragraph; of
-code, the output and the one line that contains what ``"slideshow": {"line": …}`` says. The whole
-text goes to the speaker's notes (key S).
+text, the slide shows the question; else the figure, the list or table, or the first paragraph. Of
+code, it shows the output and the one line that contains what ``"slideshow": {"line": …}`` says. The
+whole text goes to the speaker's notes (key S).
 """
 
 import html
@@ -57,7 +57,7 @@ def gist(text: str, heading: str) -> tuple[str, str]:
             parts.append((block.lstrip("# "), []))
         else:
             parts[-1][1].append(block)
-    for wanted in (r"\*\*Predict\*\*.*", r"^(?:[-*|>] |\d\. |!\[).*", r"^.*"):
+    for wanted in (r"\*\*Predict\*\*.*", r"^!\[.*", r"^(?:[-*|>] |\d\. ).*", r"^.*"):
         for heading, blocks in parts:
             found = [re.search(wanted, block, flags=re.DOTALL) for block in blocks]
             if any(found):
