@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -88,8 +89,8 @@ def describe(path: Path, error: PapermillExecutionError) -> str:
     )
 
 
-def main() -> None:
-    """Read the command line and build."""
+def read_command() -> tuple[argparse.Namespace, list[Path]]:
+    """Read what is to be done, and with which lessons."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME", help="one lesson, such as 02_sentiment")
     parser.add_argument(
@@ -113,47 +114,54 @@ def main() -> None:
         if args.only.removesuffix(".ipynb") not in names:
             parser.error(f"no lesson {args.only!r}; choose from {', '.join(names)}")
         paths = [path for path in paths if path.stem == args.only.removesuffix(".ipynb")]
-    # A number on the command line is one in the lesson, too.
-    parameters = {
-        name: int(value) if value.isdecimal() else value for name, value in args.parameters
-    }
-    executes = not (args.kept or args.slides or args.test_yourself)
-    if parameters and (args.in_place or not executes):
+    if args.parameters and (args.in_place or args.kept or args.slides or args.test_yourself):
         parser.error("kept outputs are those of the defaults; leave -p out")
-    if args.slides or args.test_yourself:
-        lessons = [kept(path) for path in paths]
-        made = BUILD / ("slides/index.html" if args.slides else "test_yourself.ipynb")
-        made.parent.mkdir(parents=True, exist_ok=True)
-        if args.slides:
-            write_decks(lessons, made.parent)
-        else:
-            nbformat.write(gather(lessons), made)
-        print(f"Open {made.relative_to(BUILD.parent)}")
-        return
-    site = None if args.in_place else Site(BUILD / "site")
-    lessons, failures = [], []
+    return args, paths
+
+
+def run_all(paths: list[Path], parameters: dict[str, str | int]) -> Iterator[Lesson | str]:
+    """Execute the lessons one by one; for one that fails, say where."""
     for path in paths:
-        if args.kept:
-            lesson = kept(path)
+        print(f"{path.stem} …", end=" ", flush=True)
+        try:
+            lesson = execute(path, parameters)
+        except PapermillExecutionError as error:
+            print("failed")
+            yield describe(path, error)
         else:
-            print(f"{path.stem} …", end=" ", flush=True)
-            try:
-                lesson = execute(path, parameters)
-            except PapermillExecutionError as error:
-                failures.append(describe(path, error))
-                print("failed")
-                continue
             print(f"{lesson.seconds:.0f} s", flush=True)
-        lessons.append(lesson)
+            yield lesson
+
+
+def main() -> None:
+    """Read the command line and build."""
+    args, paths = read_command()
+    if args.slides:
+        write_decks([kept(path) for path in paths], BUILD / "slides")
+        print("Open build/slides/index.html in a browser.")
+    elif args.test_yourself:
+        BUILD.mkdir(exist_ok=True)
+        nbformat.write(gather([kept(path) for path in paths]), BUILD / "test_yourself.ipynb")
+        print("Open build/test_yourself.ipynb in JupyterLab.")
+    else:
+        # A number on the command line is one in the lesson, too.
+        parameters = {k: int(v) if v.isdecimal() else v for k, v in args.parameters}
+        site = None if args.in_place else Site(BUILD / "site")
+        lessons, failures = [], []
+        for found in map(kept, paths) if args.kept else run_all(paths, parameters):
+            if isinstance(found, str):
+                failures.append(found)
+                continue
+            lessons.append(found)
+            if site:
+                site.lesson(found)
+            else:
+                keep(found, HERE / f"{found.name}.ipynb")
         if site:
-            site.lesson(lesson)
-        else:
-            keep(lesson, path)
-    if site:
-        site.finish(lessons, HERE)
-        print(f"Open {(site.folder / 'index.html').relative_to(BUILD.parent)} in a browser.")
-    if failures:
-        sys.exit("\n".join(failures))
+            site.finish(lessons, HERE)
+            print("Open build/site/index.html in a browser.")
+        if failures:
+            sys.exit("\n".join(failures))
 
 
 if __name__ == "__main__":
