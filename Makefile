@@ -4,6 +4,10 @@
 #   make run NOTEBOOK=02_sentiment MODEL=distilbert-base-uncased DATA=...   one lesson, your way
 #   make lab                          read the lessons in JupyterLab
 #   make test | make check            all tests | those that take under two minutes
+#   make site | make slides           pages | reveal.js decks, of the outputs kept in notebooks/
+#   make test-yourself                the exercises of all lessons in one notebook, with a score
+#   make wheelhouse                   all packages in one folder, for machines without a network
+#   make measures                     words, code and terms of each lesson; RUN=1 times them too
 #   make notebooks                    execute the lessons and keep the outputs in notebooks/
 #   make screenshots                  photograph the explorers for README and lessons (needs Chromium)
 #   make bench                        speed beside other ways; DEVICE=cuda, TEXTS=file, PARTS="text"
@@ -16,7 +20,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := lab,bundled,openai,server,dev
+EXTRAS := lab,slides,bundled,openai,server,dev
 NOTEBOOK ?=
 RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
 
@@ -24,11 +28,31 @@ RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)
 # spinning made a small model several times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: run lab test check notebooks screenshots bench lowest audit format clean
+.PHONY: run lab site slides test-yourself wheelhouse measures test check notebooks screenshots bench \
+	lowest audit format clean
 .DEFAULT_GOAL := run
 
 run: $(READY)
 	$(BIN)/python notebooks/build.py $(RUN_ARGS)
+
+site: $(READY)
+	$(BIN)/python notebooks/build.py --kept
+
+slides: $(READY)
+	$(BIN)/python notebooks/build.py --slides
+
+test-yourself: $(READY)
+	$(BIN)/python notebooks/build.py --test-yourself
+
+# With what builds the project too, so that a folder of its source installs from here as well.
+wheelhouse: $(READY)
+	rm -rf build/wheelhouse
+	$(BIN)/python -m pip wheel --disable-pip-version-check -c constraints.txt -w build/wheelhouse \
+		".[$(EXTRAS)]" hatchling editables pip
+	@echo 'Take this folder along, and on the other machine: PIP_NO_INDEX=1 PIP_FIND_LINKS=build/wheelhouse make lab'
+
+measures: $(READY)
+	$(BIN)/python notebooks/measures.py $(if $(RUN),--run)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/build.py --in-place $(RUN_ARGS)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -292,3 +293,34 @@ def texts() -> list[str]:
 def images() -> list[Image.Image]:
     """Give six RGB images of different sizes."""
     return [picture(seed, size=(32 + 4 * seed, 40 - 3 * seed)) for seed in range(6)]
+
+
+@pytest.fixture(scope="session")
+def lessons() -> list:
+    """Give the lessons with the outputs that are kept in them."""
+    from kit.pages import Lesson
+
+    paths = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
+    return [Lesson(path.stem, nbformat.read(path, as_version=4)) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def site(lessons: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the site."""
+    from kit.pages import Site
+
+    made = Site(tmp_path_factory.mktemp("site"))
+    for lesson in lessons:
+        made.lesson(lesson)
+    made.finish(lessons, Path(__file__).parents[1] / "notebooks")
+    return made.folder
+
+
+@pytest.fixture(scope="session")
+def decks(lessons: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of the slides."""
+    from kit.slides import write_decks
+
+    folder = tmp_path_factory.mktemp("slides")
+    write_decks(lessons, folder)
+    return folder

@@ -84,9 +84,9 @@ def test_lesson_follows_the_template(path):
     if path.stem[:2] in TEMPLATE:
         assert headings[2] == "The data"
     if path.stem[:2] not in EXERCISES:
-        assert headings[-3] == "Exercises"
+        assert headings[-4] == "Exercises"
     assert headings[:2] == ["What you will learn", "Set-up"]
-    assert headings[-2:] == ["What you have learned", "Troubleshooting"]
+    assert headings[-3:] == ["Three questions", "What you have learned", "Troubleshooting"]
     assert all(
         "allclose" not in cell.source
         or "assert" in cell.source
@@ -94,6 +94,23 @@ def test_lesson_follows_the_template(path):
         for cell in code_cells(notebook)
     )
     assert "parameters" not in notebook.cells[0].metadata.get("tags", [])
+
+
+@parametrize
+def test_three_questions_hide_their_answers(path):
+    (quiz,) = [c.source for c in read(path).cells if "quiz" in c.metadata.get("tags", [])]
+    asked = re.findall(r"^\*\*(\d)\.\*\* .+\?", quiz, re.MULTILINE)
+    hidden = re.findall(r"<summary>Answer</summary>\n\n(.+)\n\n</details>", quiz)
+    assert asked == ["1", "2", "3"] and len(hidden) == 3
+
+
+@parametrize
+def test_drawn_figures_are_there_and_have_a_text(path):
+    for text, to in re.findall(
+        r"(?<!\[)!\[([^\]]*)\]\(([^)]+)\)", path.read_text(encoding="utf-8")
+    ):
+        assert len(text) > 20, to
+        assert (path.parent / to).exists(), to
 
 
 @parametrize

@@ -1,0 +1,51 @@
+// What a page does beyond being read: light or dark, the search, and the keyboard where it scrolls.
+const root = document.currentScript.dataset.root;
+const page = document.documentElement;
+const prefersDark = matchMedia("(prefers-color-scheme: dark)").matches;
+page.dataset.theme = localStorage.getItem("theme") ?? (prefersDark ? "dark" : "light");
+
+// The index is a script, because a page opened as a file may not fetch others.
+let index;
+function load() {
+  index ??= new Promise((done) => {
+    const script = document.createElement("script");
+    script.src = root + "search-index.js";
+    script.onload = () => done(window.searchIndex);
+    document.head.append(script);
+  });
+  return index;
+}
+
+// Every word has to occur; sections that have one in their heading come first.
+async function search(input, count, list) {
+  const words = input.value.toLowerCase().split(/\s+/).filter((word) => word);
+  const sections = words.length ? await load() : [];
+  const rank = ({ title }) => words.filter((word) => title.toLowerCase().includes(word)).length;
+  const found = sections
+    .filter(({ title, text }) => words.every((word) => (title + " " + text).toLowerCase().includes(word)))
+    .sort((one, other) => rank(other) - rank(one));
+  count.textContent = words.length ? `${found.length} found` : "";
+  list.replaceChildren(...found.slice(0, 20).map((section) => entry(section, words[0])));
+}
+
+function entry({ url, page, title, text }, word) {
+  const link = document.createElement("a");
+  link.href = root + url;
+  link.textContent = page === title ? title : `${page}: ${title}`;
+  const at = Math.max(0, text.toLowerCase().indexOf(word) - 40);
+  const item = document.createElement("li");
+  item.append(link, " ", (at ? "…" : "") + text.slice(at, at + 120) + "…");
+  return item;
+}
+
+addEventListener("DOMContentLoaded", () => {
+  document.getElementById("theme").onclick = () => {
+    page.dataset.theme = page.dataset.theme === "dark" ? "light" : "dark";
+    localStorage.setItem("theme", page.dataset.theme);
+  };
+  const [input, count, list] = ["search", "count", "found"].map((id) => document.getElementById(id));
+  input.oninput = () => search(input, count, list);
+  for (const part of document.querySelectorAll("main :is(.output, pre, table)")) {
+    if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
+  }
+});

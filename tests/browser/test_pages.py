@@ -1,0 +1,128 @@
+"""All pages and slides in a real browser: nothing fails, leaves the machine, or shuts anyone out.
+
+The pages are made of the outputs kept in the notebooks, so nothing is computed here.
+"""
+
+import os
+import re
+import shutil
+
+import pytest
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        BROWSER is None and "CI" not in os.environ, reason="needs Chromium; CI has to have it"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Without a sandbox, as a container runs as root.
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def watched(browser, **settings):
+    """Open a page that notes what goes wrong in it."""
+    page, faults = browser.new_page(**settings), []
+
+    def watch_request(request):
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            faults.append(f"left the machine: {request.url}")
+
+    page.on("request", watch_request)
+    page.on("requestfailed", lambda request: faults.append(f"not there: {request.url}"))
+    page.on("pageerror", lambda error: faults.append(f"page error: {error}"))
+    page.on("console", lambda m: faults.append(f"console: {m.text}") if m.type == "error" else None)
+    return page, faults
+
+
+def barriers(page):
+    """Ask axe what on a page would shut someone out."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    # Not "preload": that asks for the style sheet once more, which a page opened as a file may not.
+    found = Axe().run(page, options={"preload": False}).response["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_sound_and_open_to_all(site, browser, scheme):
+    """On dark ground one lesson is asked for all: they have the same colours."""
+    page, faults = watched(browser, color_scheme=scheme)
+    for path in sorted(site.rglob("*.html")):
+        if scheme == "dark" and re.match(r"\d", path.stem) and path.stem != "02_sentiment":
+            continue
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        assert not barriers(page), path.name
+        assert not faults, path.name
+        width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert width <= 0, f"{path.name} is {width} pixels wider than the window"
+    page.close()
+
+
+def test_the_search_leads_to_a_section(site, browser):
+    page, faults = watched(browser)
+    page.goto((site / "index.html").as_uri())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.get_by_label("Search").fill("patch_mean")
+    page.wait_for_function("document.getElementById('found').children.length > 2")
+    assert page.locator("#count").inner_text().endswith("found")
+    page.get_by_label("Search").fill("anisotropic")
+    page.locator("#found a", has_text="Glossary: anisotropy").click()
+    assert page.url.endswith("GLOSSARY.html#anisotropy")
+    page.get_by_label("Search").fill("no-such-word")
+    page.wait_for_function("document.getElementById('count').textContent === '0 found'")
+    assert not faults
+    page.close()
+
+
+def test_the_button_changes_the_ground_and_paper_stays_white(site, browser):
+    page, faults = watched(browser, color_scheme="light")
+    page.goto((site / "GLOSSARY.html").as_uri())
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    page.get_by_role("button", name="Light or dark").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(ground) != light
+    page.reload()
+    assert page.evaluate(ground) != light  # it is remembered
+    page.emulate_media(media="print")
+    assert page.evaluate(ground) == light
+    assert not page.locator("header").is_visible()
+    assert not faults
+    page.close()
+
+
+CUT = """() => {
+  const parts = document.querySelectorAll("section.present :not(aside, aside *)");
+  const boxes = [...parts].map((part) => part.getBoundingClientRect());
+  return boxes.filter((box) => box.right > innerWidth || box.bottom > innerHeight).length;
+}"""
+STEP = "document.querySelectorAll('section.present .fragment').forEach(() => Reveal.next())"
+
+
+def test_no_slide_is_cut_off_or_shuts_anyone_out(decks, browser):
+    page, faults = watched(browser, viewport={"width": 1280, "height": 720})
+    for path in sorted(decks.glob("*.html")):
+        page.goto(path.as_uri())
+        count = page.evaluate("Reveal.getTotalSlides()")
+        assert count >= (1 if path.stem == "index" else 8), path.name
+        for number in range(count):
+            page.evaluate(f"Reveal.slide({number})")
+            page.evaluate(STEP)
+            assert page.evaluate("Reveal.getIndices().h") == number
+            assert page.evaluate(CUT) == 0, f"{path.name}, slide {number + 1} is cut off"
+            assert not barriers(page), f"{path.name}, slide {number + 1}"
+        assert not faults, path.name
+    page.close()
