@@ -15,7 +15,6 @@ import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
 from datasets.naming import camelcase_to_snakecase
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.file_download import repo_folder_name
 
 from embedkit import hub
 
@@ -138,7 +137,7 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
 
 def _copies(name: str, revision: str | None) -> list[Path]:
     """List what `datasets` has prepared of this revision before."""
-    home = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    home = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
     pointer = home / "refs" / (revision or "main")
     commit = pointer.read_text() if pointer.is_file() else revision
     parts = [*name.split("/")[:-1], camelcase_to_snakecase(name.split("/")[-1])]

@@ -337,6 +337,7 @@ def test_paths_of_images_decode(tmp_path):
         ),
         ("./no-such-folder", {}, OSError, "load_data('./no-such-folder'): no such folder"),
         ("me/unseen", {}, OSError, "HF_HUB_OFFLINE is set"),
+        ("what is this?", {}, OSError, "neither a folder nor a Hub id"),
     ],
 )
 def test_data_that_cannot_be_had(name, settings, kind, message):
