@@ -25,6 +25,7 @@ from pygments.formatters import HtmlFormatter
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
+CHATTER = re.compile(r"%\||^\[[\d:, -]+ [A-Z] \d+ \d+\] \w+\.cc:")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 PAGE = Template("""<!doctype html>
@@ -117,14 +118,18 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         if alt:
             cell.metadata["alt"] = alt
         if cell.cell_type == "code":
-            cell.outputs = [each for each in cell.outputs if not _is_progress_bar(each)]
+            cell.outputs = [each for each in cell.outputs if not _is_chatter(each)]
     return notebook
 
 
-def _is_progress_bar(output: NotebookNode) -> bool:
-    """Tell a bar, which says nothing once its work is done, from what a reader wants to keep."""
+def _is_chatter(output: NotebookNode) -> bool:
+    """Tell bars, which say nothing once their work is done, from what a reader wants to keep.
+
+    The log of Ray's core goes with them: it holds times and process numbers, and cannot be turned
+    off.
+    """
     return WIDGET in output.get("data", {}) or (
-        output.get("name") == "stderr" and "%|" in output.get("text", "")
+        output.get("name") == "stderr" and bool(CHATTER.search(output.get("text", "")))
     )
 
 
