@@ -31,6 +31,8 @@ from PIL import Image
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     DistilBertConfig,
     DistilBertModel,
     ViTConfig,
@@ -113,7 +115,7 @@ def machine(device: str) -> str:
         known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
         present = {flag for line in lines if line.startswith("flags") for flag in line.split()}
         flags = ", ".join(flag for flag in known if flag in present)
-    packages = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino")
+    packages = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "ray")
     versions = [
         f"{package} {version(package)}" for package in packages if find_spec(_module(package))
     ]
@@ -167,6 +169,26 @@ def a_distilbert(folder: Path) -> str:
     """Save a model of DistilBERT's size with random weights; speed does not depend on them."""
     torch.manual_seed(0)
     DistilBertModel(DistilBertConfig()).save_pretrained(folder)
+    models.load_tokenizer(MINILM).save_pretrained(folder)
+    return str(folder)
+
+
+def some_short_texts(count: int, source: Path | None) -> Any:
+    """Give a data set of texts of about a dozen words, each another, numbered ``n``."""
+    from datasets import Dataset
+
+    short = [" ".join(text.split()[:12]) for text in some_texts(2000, source)]
+    # No two alike, and as many tokens at every count: numbers of six digits, mixed.
+    numbers = (number * 7919 % 1_000_003 for number in range(count))
+    texts = [f"{n:06d} {short[i % len(short)]}" for i, n in enumerate(numbers)]
+    return Dataset.from_dict({"n": range(count), "text": texts})
+
+
+def a_tiny_bert(folder: Path) -> str:
+    """Save a BERT so small that everything around it takes the time."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(intermediate_size=64, **sizes)).save_pretrained(folder)
     models.load_tokenizer(MINILM).save_pretrained(folder)
     return str(folder)
 
@@ -479,22 +501,11 @@ print(taken, peak)
 
 def scale(args: argparse.Namespace) -> None:
     """Watch time per text and memory grow, or not, with the number of texts; a tiny model."""
-    from datasets import Dataset
-    from transformers import BertConfig, BertModel
-
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        BertModel(BertConfig(intermediate_size=64, **sizes)).save_pretrained(model)
-        models.load_tokenizer(MINILM).save_pretrained(model)
-        sentence = some_texts(2000, args.texts)
-        short = [" ".join(text.split()[:12]) for text in sentence]
+        model = a_tiny_bert(Path(folder) / "model")
         for count in args.scale:
-            # No two alike, and as many tokens at every count: numbers of six digits, mixed.
-            numbers = (number * 7919 % 1_000_003 for number in range(count))
-            texts = [f"{n:06d} {short[i % len(short)]}" for i, n in enumerate(numbers)]
-            Dataset.from_dict({"text": texts}).to_parquet(f"{folder}/{count}.parquet")
+            some_short_texts(count, args.texts).to_parquet(f"{folder}/{count}.parquet")
         for way in ("memmap", "map"):
             first: tuple[float, float] | None = None
             for count in args.scale:
@@ -537,6 +548,155 @@ def overhead(args: argparse.Namespace) -> None:
     write("map", table(header, rows), args)
 
 
+# Ray
+
+
+class Observed(ek.TextEncoder):
+    """An encoder that notes, for each batch, when it began and ended and what memory it held."""
+
+    def __call__(self, batch: Any) -> Any:
+        """Add ``begun`` and ``ended`` in seconds, and ``memory`` in MB."""
+        import pyarrow as pa
+
+        begun = time.time()
+        batch = super().__call__(batch)
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        memory = int(status.split("RssAnon:")[1].split()[0]) / 1024
+        for name, value in {"begun": begun, "ended": time.time(), "memory": memory}.items():
+            batch = batch.append_column(name, pa.array([value] * len(batch)))
+        return batch
+
+
+def on_ray(path: Path, model: str, workers: int, threads: int, block: int) -> dict[str, Any]:
+    """Embed a file on the cluster; from the first batch to the last, in seconds."""
+    import pyarrow.parquet as pq
+    import ray
+
+    start = time.time()
+    with tempfile.TemporaryDirectory() as out:
+        data = ray.data.read_parquet(str(path)).repartition(target_num_rows_per_block=block)
+        data.map_batches(
+            Observed,
+            fn_constructor_kwargs={"model": model, "pooling": "mean"},
+            batch_size=block,
+            batch_format="pyarrow",
+            num_cpus=threads,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        ).write_parquet(out)
+        found = pq.read_table(out).sort_by("n").to_pandas()
+    return {
+        "seconds": found["ended"].max() - found["begun"].min(),
+        "before": found["begun"].min() - start,
+        "memory": found["memory"].max(),
+        "vectors": np.stack(found["embedding"]),
+    }
+
+
+def with_ray(args: argparse.Namespace) -> None:
+    """Compare `encode` and `map` with workers of Ray, and watch what a worker holds."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+    from datasets import Dataset, disable_caching, disable_progress_bars
+
+    disable_progress_bars()
+    disable_caching()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ray.init(
+            num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error",
+            _temp_dir=name,
+        )  # fmt: skip
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.wait_for_min_actors_s = 600  # so that all workers begin together
+        texts = some_texts(args.count, args.texts)
+        data = Dataset.from_dict({"n": range(len(texts)), "text": texts})
+        data.to_parquet(folder / "texts.parquet")
+        encoder = ek.TextEncoder(MINILM, pooling="mean")
+
+        def timed(run: Callable[[], Any]) -> dict[str, Any]:
+            start = time.perf_counter()
+            vectors = run()
+            return {"seconds": time.perf_counter() - start, "before": 0, "vectors": vectors}
+
+        def spread(workers: int, threads: int) -> dict[str, Any]:
+            return on_ray(folder / "texts.parquet", MINILM, workers, threads, args.block)
+
+        candidates = {
+            "encode, 2 threads": lambda: timed(lambda: encoder.encode(texts, progress=False)),
+            "Dataset.map, 2 threads": lambda: timed(
+                lambda: data.map(encoder, batched=True).with_format("numpy")["embedding"][:]
+            ),
+            "Ray, 1 worker of 2 threads": lambda: spread(1, 2),
+            "Ray, 2 workers of 1 thread": lambda: spread(2, 1),
+        }
+        runs: dict[str, list[dict[str, Any]]] = {label: [] for label in candidates}
+        for turn in range(args.rounds + 1):
+            for label, run in candidates.items():
+                runs[label].append(run())
+                print(f"  round {turn}, {label}: {runs[label][-1]['seconds']:.1f}", file=sys.stderr)
+        exact = runs["encode, 2 threads"][0]["vectors"]
+        median = {
+            (label, what): statistics.median(each[what] for each in each_run[1:])
+            for label, each_run in runs.items()
+            for what in ("seconds", "before")
+        }
+        base = median["encode, 2 threads", "seconds"]
+        speeds = [
+            [
+                label, f"{median[label, 'seconds'] / base:.2f}",
+                f"{median[label, 'before'] / base:.2f}",
+                f"{max(np.abs(each['vectors'] - exact).max() for each in each_run):.0e}",
+            ]
+            for label, each_run in runs.items()
+        ]  # fmt: skip
+
+        rows = []
+        tiny = a_tiny_bert(folder / "model")
+        for count in args.scale[-2:]:
+            some_short_texts(count, args.texts).to_parquet(folder / "many.parquet")
+            found = on_ray(folder / "many.parquet", tiny, 2, 1, 10_000)
+            rows.append([f"{count:,}", f"{found['memory']:,.0f}"])
+            print(rows[-1], file=sys.stderr)
+        ray.shutdown()
+    speed = table(["", "time", "before the first batch", "difference, max"], speeds)
+    write(
+        "ray",
+        f"{len(texts):,} texts, MiniLM, blocks of {args.block} rows, medians of {args.rounds} "
+        "rounds; time 1 is `encode`. Ray's time runs from its first batch to its last. What comes "
+        "before, the start of the workers and their loading of the model, has a column of its own, "
+        "in the same unit; the start of the cluster is not counted.\n\n"
+        f"{speed}\nWhat a worker holds, at most, after a batch: two workers, a tiny model, blocks "
+        "of 10,000 rows.\n\n"
+        f"{table(['rows', 'anonymous memory, MB'], rows)}",
+        args,
+    )
+
+
+# Maps of many
+
+
+def sample(args: argparse.Namespace) -> None:
+    """See what it costs a map to be fitted on some of the rows, and what time that saves."""
+    texts = some_short_texts(20_000, args.texts)["text"]
+    vectors = ek.TextEncoder(MINILM, pooling="mean").encode(texts, progress=False)
+    ek.project(vectors[:500], sample=100, progress=False)  # compiles
+    looked_at = np.random.default_rng(0).permutation(len(vectors))[:3000]
+    rows, base = [], 0.0
+    for fitted in (20_000, 10_000, 5_000, 2_000):
+        start = time.perf_counter()
+        points = ek.project(vectors, sample=fitted, progress=False)
+        taken = time.perf_counter() - start
+        base = base or taken
+        trust = ek.evaluate.trustworthiness(vectors[looked_at], points[looked_at])
+        rows.append([f"{fitted:,}", f"{taken / base:.2f}", f"{trust:.3f}"])
+        print(rows[-1], file=sys.stderr)
+    header = ["rows fitted", "time", "trustworthiness"]
+    about = "20,000 rows in all; trustworthiness among 3,000 of them, drawn once."
+    write("sample", f"{about}\n\n{table(header, rows)}", args)
+
+
 # The first map
 
 FIRST_MAP = """
@@ -574,6 +734,8 @@ PARTS = {
     "images": images,
     "map": overhead,
     "scale": scale,
+    "ray": with_ray,
+    "sample": sample,
     "umap": umap,
 }
 
@@ -587,6 +749,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=10_000, help="sentences for the words")
     parser.add_argument("--images", type=int, default=96, help="images for the large model")
     parser.add_argument("--scale", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--block", type=int, default=200, help="rows of a block for Ray")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")

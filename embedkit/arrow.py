@@ -1,15 +1,75 @@
-"""Vectors as `datasets` stores them: Arrow columns of a fixed size, with no copy in between."""
+"""Batches as engines hand them over, and vectors as they store them.
 
-from collections.abc import Sequence
+`datasets` and Ray Data both keep their columns in Arrow. A column of vectors has a fixed size
+there, float32, with no copy in between, and whoever reads the file knows its shape.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+Embeddings = NDArray[np.float32] | Sequence[NDArray[np.float32]]
+
+
+def column_names(batch: Any) -> list[str]:
+    """List the columns of a mapping, a `pyarrow.Table` or a DataFrame."""
+    return list(batch.column_names if isinstance(batch, pa.Table) else batch)
+
+
+def rows(column: Any) -> Any:
+    """Give a column as what `encode` takes."""
+    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
+
+
+def with_embedding(batch: Any, vectors: Embeddings, dim: int) -> Any:
+    """Add vectors to a batch as the column ``embedding``.
+
+    Parameters
+    ----------
+    batch : mapping, pyarrow.Table or DataFrame
+        What an engine hands over.
+    vectors : array of float32, shape (n, dim), or list of arrays (words, dim)
+        One vector, or one array of vectors, per row.
+    dim : int
+        Length of a vector.
+
+    Returns
+    -------
+    dict, pyarrow.Table or DataFrame
+        Of the batch's own kind. In ``Dataset.map`` the new column alone.
+    """
+    if isinstance(batch, dict) and not _in_ray():
+        return {**batch, "embedding": vectors}
+    if isinstance(batch, Mapping) and not isinstance(batch, dict):
+        return {"embedding": ArrowColumn(vectors, dim)}
+    array = fixed_size(vectors, dim)
+    if isinstance(batch, pa.Table):
+        others = [name for name in batch.column_names if name != "embedding"]
+        return batch.select(others).append_column("embedding", array)
+    if isinstance(batch, pd.DataFrame):
+        kind = pd.ArrowDtype(array.type)
+        return batch.assign(embedding=pd.Series(array, index=batch.index, dtype=kind))
+    return {**batch, "embedding": array}
+
+
+def fixed_size(vectors: Embeddings, dim: int) -> pa.Array:
+    """Make an Arrow array of vectors of a fixed size, or of lists of them."""
+    nested = not isinstance(vectors, np.ndarray)
+    flat = np.concatenate([*vectors, np.empty((0, dim), np.float32)]) if nested else vectors
+    array = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(flat), pa.float32()), dim)
+    if not nested:
+        return array
+    ends = np.cumsum([0, *map(len, vectors)])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), array)
+
 
 class ArrowColumn(list[Any]):
-    """Vectors for ``Dataset.map`` to write: float32, a fixed size each.
+    """Vectors for ``Dataset.map`` to write.
 
     `datasets` asks a list for its Arrow array before it takes it apart. Left to itself, it would
     write lists of any length, and forget that all vectors have the same.
@@ -22,18 +82,8 @@ class ArrowColumn(list[Any]):
         Length of a vector.
     """
 
-    def __init__(self, vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]], dim: int):
-        nested = not isinstance(vectors, np.ndarray)
-        flat = (
-            np.concatenate([*vectors, np.empty((0, dim), np.float32)])
-            if nested
-            else np.asarray(vectors)
-        )
-        array = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel(), pa.float32()), dim)
-        if nested:
-            ends = np.cumsum([0, *map(len, vectors)])
-            array = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), array)
-        self._array = array
+    def __init__(self, vectors: Embeddings, dim: int):
+        self._array = fixed_size(vectors, dim)
         # What a reader's own function finds: NumPy takes memory views for rows, and `datasets`
         # leaves them alone, which it does not do with arrays.
         super().__init__(memoryview(row) for row in vectors)  # type: ignore[arg-type]
@@ -46,3 +96,9 @@ class ArrowColumn(list[Any]):
 def is_image_storage(type: pa.DataType) -> bool:
     """Say whether a column holds image files as `datasets` stores them."""
     return pa.types.is_struct(type) and {field.name for field in type} == {"bytes", "path"}
+
+
+def _in_ray() -> bool:
+    """Say whether this runs in a worker of Ray, whose batches are plain dicts too."""
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized() and ray.get_runtime_context().get_task_id())

@@ -203,8 +203,8 @@ class _Encoder(ABC):
         return out
 
     def _embed_rows(self, rows: Any, on_error: OnError) -> Any:
-        """Give one embedding per row of a data set's column."""
-        return self.encode(rows, on_error=on_error)
+        """Give one embedding per row of a data set's column; the engine shows its own progress."""
+        return self.encode(rows, progress=False, on_error=on_error)
 
     @property
     def device(self) -> torch.device:
@@ -229,12 +229,16 @@ class _Encoder(ABC):
         # A folder's file sizes and times go along to be hashed: new weights, new fingerprint.
         return _rebuild, (type(self), os.fspath(model), settings, models.fingerprint(model))
 
-    def __call__(self, batch: Mapping[str, Any], *, on_error: OnError = "raise") -> dict[str, Any]:
-        """Add an ``embedding`` column to a batch, for ``Dataset.map(encoder, batched=True)``.
+    def __call__(self, batch: Any, *, on_error: OnError = "raise") -> Any:
+        """Add an ``embedding`` column to a batch, for `Dataset.map` and for Ray Data.
+
+        ``Dataset.map(encoder, batched=True)`` runs it on one machine. Ray Data makes encoders of
+        its own, one per worker, from the class:
+        ``map_batches(TextEncoder, fn_constructor_kwargs={"model": …})``.
 
         Parameters
         ----------
-        batch : mapping of str to sequence
+        batch : mapping of str to sequence, pyarrow.Table or DataFrame
             Columns of a data set.
         on_error : {"raise", "skip"}
             As in `encode`; `map` hands it over with ``fn_kwargs={"on_error": "skip"}``. Rows are
@@ -242,32 +246,35 @@ class _Encoder(ABC):
 
         Returns
         -------
-        dict
+        dict, pyarrow.Table or DataFrame, as given
             The batch and ``embedding``: one vector per row, or for `WordEncoder` one array
             (words, dim) per row. Inside ``Dataset.map`` the new column alone, which `map` adds.
+            In a table, in a DataFrame and in Ray Data it is an Arrow array of vectors of a fixed
+            size, float32.
 
         Raises
         ------
         KeyError
             If the batch has no column that this encoder reads.
         """
-        column = next((name for name in self._columns if name in batch), None)
+        # Imported here: only those who give whole batches need it.
+        from embedkit import arrow
+
+        names = arrow.column_names(batch)
+        column = next((name for name in self._columns if name in names), None)
         if column is None:
             raise KeyError(
-                f"{type(self).__name__}: the batch has columns {', '.join(batch)}, none of them "
+                f"{type(self).__name__}: the batch has columns {', '.join(names)}, none of them "
                 f"{' or '.join(self._columns)}; rename one (load_data does it with `columns=`)"
             )
-        if isinstance(batch, dict):
-            return {**batch, "embedding": self._embed_rows(batch[column], on_error)}
-        # Imported here: only a data set's map needs it.
-        from embedkit.arrow import ArrowColumn
+        vectors = self._embed_rows(self._column(batch, column), on_error)
+        return arrow.with_embedding(batch, vectors, self.dim)
 
-        rows = self._embed_rows(self._column(batch, column), on_error)
-        return {"embedding": ArrowColumn(rows, self.dim)}
+    def _column(self, batch: Any, column: str) -> Any:
+        """Take a column out of what an engine hands over."""
+        from embedkit import arrow
 
-    def _column(self, batch: Mapping[str, Any], column: str) -> Any:
-        """Take a column out of what ``Dataset.map`` hands over."""
-        return batch[column]
+        return arrow.rows(batch[column])
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -556,13 +563,13 @@ class ImageEncoder(_Encoder):
         faults.warn(len(images), stacklevel=2)
         return out
 
-    def _column(self, batch: Mapping[str, Any], column: str) -> Any:
+    def _column(self, batch: Any, column: str) -> Any:
         """Take the files as they are stored: decoded, a batch of photographs fills the memory."""
         from embedkit.arrow import is_image_storage
 
         stored = getattr(batch, "pa_table", {column: None})[column]
         if stored is None or not is_image_storage(stored.type):
-            return batch[column]
+            return super()._column(batch, column)
         files = stored.to_pylist()
         # What lies elsewhere, or in an archive, is for `datasets` to fetch.
         away = any(file and not file["bytes"] and "://" in (file["path"] or "") for file in files)
@@ -570,7 +577,8 @@ class ImageEncoder(_Encoder):
 
     def _prepared(self, images: Sequence[Any]) -> Generator[tuple[int, Future[Tensor]]]:
         """Open and preprocess images in threads, a little ahead of the model, in order."""
-        workers = os.cpu_count() or 1
+        # As many as the model may use, which on a shared machine or in Ray is not all there are.
+        workers = torch.get_num_threads()
         ahead: deque[Future[Tensor]] = deque()
         pool = ThreadPoolExecutor(workers)
         try:
@@ -1078,7 +1086,7 @@ class WordEncoder(_TokenEncoder):
         return out
 
     def _embed_rows(self, rows: Any, on_error: OnError) -> list[Vectors]:
-        found = self.encode(rows, on_error=on_error)
+        found = self.encode(rows, progress=False, on_error=on_error)
         counts = np.bincount(found.sentence, minlength=len(rows))
         ends = np.cumsum(counts)
         return [found.vectors[end - count : end] for count, end in zip(counts, ends, strict=True)]

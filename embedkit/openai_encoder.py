@@ -194,17 +194,16 @@ class OpenAIEncoder:
         KeyError
             If the batch has no column ``text``.
         """
-        if "text" not in batch:
+        from embedkit import arrow
+
+        names = arrow.column_names(batch)
+        if "text" not in names:
             raise KeyError(
-                f"OpenAIEncoder: the batch has columns {', '.join(batch)}, none of them text; "
+                f"OpenAIEncoder: the batch has columns {', '.join(names)}, none of them text; "
                 "rename one (load_data does it with `columns=`)"
             )
-        embedding = self.encode(batch["text"], on_error=on_error)
-        if isinstance(batch, dict):
-            return {**batch, "embedding": embedding}
-        from embedkit.arrow import ArrowColumn
-
-        return {"embedding": ArrowColumn(embedding, embedding.shape[1])}
+        embedding = self.encode(arrow.rows(batch["text"]), on_error=on_error)
+        return arrow.with_embedding(batch, embedding, embedding.shape[1])
 
     def count_tokens(self, texts: Any) -> TokenCount:
         """Count tokens before spending anything; nothing is sent.

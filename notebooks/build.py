@@ -8,6 +8,7 @@ makes slides of them, and ``--test-yourself`` gathers the exercises in one noteb
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from kit.slides import write_decks
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
+CHATTER = re.compile(r"%\||^\[[\d:, -]+ [A-Z] \d+ \d+\] \w+\.cc:")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -56,14 +58,18 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         kept = {key: cell.metadata[key] for key in ("alt", "slideshow") if key in cell.metadata}
         cell.metadata = NotebookNode({"tags": tags} if tags else {}, **kept)
         if cell.cell_type == "code":
-            cell.outputs = [each for each in cell.outputs if not _is_progress_bar(each)]
+            cell.outputs = [each for each in cell.outputs if not _is_chatter(each)]
     return notebook
 
 
-def _is_progress_bar(output: NotebookNode) -> bool:
-    """Tell a bar, which says nothing once its work is done, from what a reader wants to keep."""
+def _is_chatter(output: NotebookNode) -> bool:
+    """Tell bars, which say nothing once their work is done, from what a reader wants to keep.
+
+    The log of Ray's core goes with them: it holds times and process numbers, and cannot be turned
+    off.
+    """
     return WIDGET in output.get("data", {}) or (
-        output.get("name") == "stderr" and "%|" in output.get("text", "")
+        output.get("name") == "stderr" and bool(CHATTER.search(output.get("text", "")))
     )
 
 

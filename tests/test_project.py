@@ -44,7 +44,7 @@ def test_environment_yml_says_what_pyproject_says():
     assert environment["channels"] == ["conda-forge"]
     conda = [each for each in environment["dependencies"] if isinstance(each, str)]
     pip = next(each["pip"] for each in environment["dependencies"] if isinstance(each, dict))
-    assert pip == ["-e .[bundled,openai,server]"]
+    assert pip == ["-e .[bundled,openai,server,ray]"]
     assert f"python{PROJECT['requires-python']}" in conda
     for need in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["lab"]:
         name, floor = re.fullmatch(r"([\w-]+)(.*)", need).groups()
