@@ -1,8 +1,10 @@
 """The lessons: their form, and that they run, exercises and solutions included."""
 
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbclient
@@ -125,56 +127,80 @@ def test_exercises_come_with_a_check_and_a_solution(path):
     assert tags == ["exercise", "check", "solution"] * EXERCISES.get(path.stem[:2], 3)
 
 
-@pytest.mark.slow
-@pytest.mark.fault("lessons without a network")
-@parametrize
-def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, monkeypatch, tmp_path):
-    """As it stands each check says Not yet; after the solution it says Right.
+@pytest.fixture(scope="module")
+def executed(request, tmp_path_factory):
+    """Run the lessons that are asked for, two at a time; give each one's notebook to wait for.
 
-    No kernel gets past this machine, and none tries to.
+    After each exercise's solution its check stands again. No kernel gets past this machine.
     """
-    tried = close_sockets(monkeypatch, tmp_path)
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # the inline one draws into the notebook
+    asked = [item for item in request.session.items if "executed" in item.fixturenames]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            path: pool.submit(run_closed, with_solutions(path), tmp_path_factory.mktemp("closed"))
+            for path in (item.callspec.params["path"] for item in asked)
+        }
+        pool.shutdown(cancel_futures=True)  # where the tests were interrupted
+
+
+def with_solutions(path):
+    """Read a lesson; put behind each solution its code, and the check once more."""
     notebook = read(path)
-    answers = iter(solutions(notebook))
-    cells, checks = [], []
+    answers, cells = iter(solutions(notebook)), []
     for cell in notebook.cells:
         cells.append(cell)
         if "check" in cell.metadata.get("tags", []):
-            checks.append(cell)
+            check = cell
         if "solution" in cell.metadata.get("tags", []):
-            again = new_code_cell(checks[-1].source, metadata={"tags": ["check"]})
+            again = new_code_cell(check.source, metadata={"tags": ["check"]})
             cells += [new_code_cell(next(answers)), again]
-            checks.append(again)
     notebook.cells = cells
+    return notebook
+
+
+def run_closed(notebook, folder):
+    """Execute a notebook without a network; give it, and the file that names who tried for one."""
     nbclient.NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
+        notebook,
+        timeout=900,
+        kernel_name="python3",
+        resources={"metadata": {"path": NOTEBOOKS[0].parent}},
+    ).execute(env=closed(folder / "tried"))
+    return notebook, folder / "tried"
+
+
+@pytest.mark.slow
+@pytest.mark.fault("lessons without a network")
+@parametrize
+def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, executed):
+    """As it stands each check says Not yet; after the solution it says Right."""
+    notebook, tried = executed[path].result()
+    checks = code_cells(notebook, "check")
     for before, after in zip(checks[::2], checks[1::2], strict=True):
         assert "Not yet:" in printed(before) and "Right:" not in printed(before)
         assert "Right:" in printed(after) and "Not yet:" not in printed(after)
     assert not tried.exists(), tried.read_text()
 
 
-def close_sockets(monkeypatch, tmp_path):
-    """Let new processes talk to this machine alone; give the file where they write what else."""
+def closed(tried):
+    """Make an environment in which processes talk to this machine alone, and tell what else."""
+    # The figures are to go into the notebook. For the network, nothing but the sockets helps.
+    left_out = {"MPLBACKEND", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"}
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    folder = str(Path(__file__).parent / "closed")
+    return {**kept, "SOCKETS_TRIED": str(tried), "PYTHONPATH": folder}
+
+
+def test_closed_sockets_are_closed(tmp_path):
     tried = tmp_path / "tried"
-    monkeypatch.setenv("SOCKETS_TRIED", str(tried))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "closed"))
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):  # nothing but the sockets helps
-        monkeypatch.delenv(name, raising=False)
-    return tried
-
-
-def test_closed_sockets_are_closed(monkeypatch, tmp_path):
-    tried = close_sockets(monkeypatch, tmp_path)
     code = (
         "import socket\n"
         "for host in ('127.0.0.1', '192.0.2.1'):\n"  # the latter is nobody's, by RFC 5737
         "    try: socket.create_connection((host, 9), timeout=1)\n"
         "    except OSError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=closed(tried)
+    )
     assert "refused" in done.stdout and "lets nothing out" in done.stdout
     assert "192.0.2.1" in tried.read_text() and "127.0.0.1" not in tried.read_text()
 
