@@ -182,17 +182,30 @@ def start(args: argparse.Namespace, kind: str, settings: dict[str, Any]) -> str 
     if args.address:
         ray.init(address=args.address)
     else:
-        # One CPU more than the workers take: for reading and writing.
-        ray.init(
-            num_cpus=args.workers * args.cpus + 1,
-            num_gpus=int(args.workers * args.gpus),
-            include_dashboard=False,
-        )
+        start_here(args)
     trial = ray.remote(num_cpus=args.cpus, num_gpus=args.gpus, max_retries=0)(revision_of)
     try:
         return ray.get(trial.remote(kind, settings))
     except ray.exceptions.RayTaskError as error:
         sys.exit(f"{type(error.cause).__name__}: {error.cause}")
+
+
+def start_here(args: argparse.Namespace) -> None:
+    """Start a cluster on this machine; where that is busy, Ray may give up on itself too soon."""
+    for last in (False, False, True):
+        try:
+            # One CPU more than the workers take: for reading and writing.
+            ray.init(
+                num_cpus=args.workers * args.cpus + 1,
+                num_gpus=int(args.workers * args.gpus),
+                include_dashboard=False,
+            )
+            return
+        except Exception as error:  # Ray raises no kind of its own
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise
+            print(f"{error} Trying again.", flush=True)
 
 
 def run(

@@ -46,13 +46,20 @@ def cluster():
     # Ray's sockets need a shorter path than pytest's own folders, and those of macOS, give.
     folder = tempfile.mkdtemp(dir="/tmp" if sys.platform == "darwin" else None)
     threads = os.environ.pop("OMP_NUM_THREADS", None)  # where it is set, Ray leaves it alone
-    ray.init(
-        num_cpus=3,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _temp_dir=folder,
-    )
+    for last in (False, False, True):
+        try:
+            ray.init(
+                num_cpus=3,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="error",
+                _temp_dir=folder,
+            )
+            break
+        except Exception as error:  # on a busy machine Ray gives up on itself too soon
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise
     os.environ |= {"OMP_NUM_THREADS": threads} if threads else {}
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield ray.get_runtime_context().gcs_address
