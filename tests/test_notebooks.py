@@ -15,6 +15,9 @@ from nbformat.v4 import new_code_cell
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 TEMPLATE = ("01", "02", "03", "04")  # the lessons on the fourteen-section template
 EXERCISES = {"00": 1}  # five minutes leave time for one; elsewhere there are three
+# Where a rented machine is told by its cloud what it is. Ray asks there as it starts, with its reports
+# to its makers switched off too, and no setting ends it; the lesson says so.
+CLOUD = {"169.254.169.254", "metadata.google.internal"}
 
 
 def read(path):
@@ -178,7 +181,10 @@ def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, executed):
     for before, after in zip(checks[::2], checks[1::2], strict=True):
         assert "Not yet:" in printed(before) and "Right:" not in printed(before)
         assert "Right:" in printed(after) and "Not yet:" not in printed(after)
-    assert not tried.exists(), tried.read_text()
+    asked = (
+        {line.split()[-1] for line in tried.read_text().splitlines()} if tried.exists() else set()
+    )
+    assert asked <= (CLOUD if path.stem == "09_scaling_out" else set())
 
 
 def closed(tried):

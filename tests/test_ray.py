@@ -325,7 +325,7 @@ def test_a_row_that_is_no_text_is_told_in_one_sentence(cluster, tiny, tmp_path):
     job = start(path, tmp_path / "out", tiny("bert"), cluster, "--workers", "1")
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1
-    assert said.rstrip().endswith("text 1 is None; every text has to be a str")
+    assert said.rstrip().endswith("text 1 is None; it has to be a str")
 
 
 def test_a_wrong_setting_is_told_in_one_sentence(cluster, tiny, table, tmp_path):
