@@ -15,8 +15,8 @@ from nbformat.v4 import new_code_cell
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 TEMPLATE = ("01", "02", "03", "04")  # the lessons on the fourteen-section template
 EXERCISES = {"00": 1}  # five minutes leave time for one; elsewhere there are three
-# Where a rented machine is told by its cloud what it is. Ray asks there as it starts, with its reports
-# to its makers switched off too, and no setting ends it; the lesson says so.
+# Where a rented machine is told by its cloud what it is. Ray asks there as it starts, even with its
+# reports to its makers switched off, and no setting ends it; the lesson says so.
 CLOUD = {"169.254.169.254", "metadata.google.internal"}
 
 
