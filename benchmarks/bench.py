@@ -486,13 +486,14 @@ def watch():
 
 encoder = ek.TextEncoder(model, pooling="mean")
 data = Dataset.from_parquet(f"{folder}/{count}.parquet", cache_dir=f"{folder}/cache")
+encoder.encode(data["text"][:1000], progress=False)  # warms up
 threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
 if way == "memmap":
     out = np.memmap(f"{folder}/out", np.float32, "w+", shape=(count, encoder.dim))
     encoder.encode(data["text"], out=out, progress=False)
 else:
-    data.map(encoder, batched=True)
+    data.map(encoder, batched=True, load_from_cache_file=False)
 taken = time.perf_counter() - start
 done.set()
 print(taken, peak)
@@ -501,25 +502,31 @@ print(taken, peak)
 
 def scale(args: argparse.Namespace) -> None:
     """Watch time per text and memory grow, or not, with the number of texts; a tiny model."""
-    rows = []
+    ways = {"memmap": "encode into a memmap", "map": "Dataset.map"}
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = a_tiny_bert(Path(folder) / "model")
         for count in args.scale:
             some_short_texts(count, args.texts).to_parquet(f"{folder}/{count}.parquet")
-        for way in ("memmap", "map"):
-            first: tuple[float, float] | None = None
-            for count in args.scale:
-                command = [sys.executable, "-c", SCALE, way, str(count), str(model), folder]
-                found = subprocess.run(command, check=True, capture_output=True, text=True)
-                taken, peak = map(float, found.stdout.split()[-2:])
-                first = first or (taken / count, peak)
-                rows.append([
-                    {"memmap": "encode into a memmap", "map": "Dataset.map"}[way], f"{count:,}",
-                    f"{taken / count / first[0]:.2f}", f"{peak:,.0f}", f"{peak - first[1]:+,.0f}",
-                ])  # fmt: skip
-                print(rows[-1], file=sys.stderr)
+        for turn in range(args.rounds):
+            for way in ways:
+                for count in args.scale:
+                    command = [sys.executable, "-c", SCALE, way, str(count), str(model), folder]
+                    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+                    taken, peak = map(float, ran.stdout.split()[-2:])
+                    found.setdefault((way, count), []).append((taken / count, peak))
+            print(f"  round {turn + 1} of {args.rounds} done", file=sys.stderr)
+    rows = []
+    for (way, count), runs in found.items():
+        taken, peak = map(statistics.median, zip(*runs, strict=True))
+        base, lowest = map(statistics.median, zip(*found[way, args.scale[0]], strict=True))
+        rows.append([
+            ways[way], f"{count:,}", f"{taken / base:.2f}", f"{peak:,.0f}",
+            f"{peak - lowest:+,.0f}",
+        ])  # fmt: skip
     header = ["", "texts", "time per text", "peak anonymous memory, MB", "to the first"]
-    write("scale", table(header, rows), args)
+    about = f"A tiny model; each run a process of its own, medians of {args.rounds} rounds."
+    write("scale", f"{about}\n\n{table(header, rows)}", args)
 
 
 def overhead(args: argparse.Namespace) -> None:

@@ -45,6 +45,9 @@ Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens 
 _CHUNK = 4096
 # And letters, so that Ctrl-C need not wait long for the tokenizer.
 _LETTERS = 500_000
+# And given to the tokenizer at once: it makes a few lists per text, and the more of them are alive,
+# the more often Python's garbage collector goes through all objects of the process.
+_AT_ONCE = 256
 # On a GPU, small batches would leave most of it idle.
 _TOKENS_ON_GPU = 32_768
 # Read once by every new encoder, to learn the length of its vectors.
@@ -671,22 +674,27 @@ class _TokenEncoder(_Encoder):
 
     def _tokenize(
         self, texts: list[Any], tokenizer: Any = None
-    ) -> tuple[Any, NDArray[np.int64], Spans]:
+    ) -> tuple[list[Any], NDArray[np.int64], Spans]:
         """Tokenise texts, or lists of words, without special tokens and without a limit.
 
-        Returns what the tokenizer gives, all tokens end to end, and each text's span of them.
+        Returns what a fast tokenizer knows of each text, all tokens end to end, and each text's
+        span of them.
         """
-        encoded = (tokenizer or self.processor)(
-            texts,
-            is_split_into_words=bool(texts) and not isinstance(texts[0], str),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids = [np.array(text_ids, np.int64) for text_ids in encoded["input_ids"]]
+        encodings: list[Any] = []
+        ids: list[NDArray[np.int64]] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            encoded = (tokenizer or self.processor)(
+                texts[start : start + _AT_ONCE],
+                is_split_into_words=not isinstance(texts[start], str),
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            encodings += encoded.encodings or []
+            ids += [np.array(text_ids, np.int64) for text_ids in encoded["input_ids"]]
         ends = np.cumsum([0, *map(len, ids)])
-        return encoded, np.concatenate(ids), np.stack([ends[:-1], ends[1:]], axis=1)
+        return encodings, np.concatenate(ids), np.stack([ends[:-1], ends[1:]], axis=1)
 
     def _cut(self, spans: Spans) -> Spans:
         """Leave of each span what the model can read at a time."""
@@ -1095,9 +1103,9 @@ class WordEncoder(_TokenEncoder):
         self, sentences: list[list[str]], offsets: NDArray[np.intp], batch_size: int | None
     ) -> Iterator[tuple[NDArray[np.intp], Vectors]]:
         """Yield word numbers, counted over all sentences, and their vectors."""
-        encoded, tokens, texts = self._tokenize(sentences, self._word_tokenizer)
+        encodings, tokens, texts = self._tokenize(sentences, self._word_tokenizer)
         words = np.concatenate(
-            [offsets[i] + np.array(encoded.word_ids(i), np.intp) for i in range(len(texts))]
+            [offsets[i] + np.array(each.word_ids, np.intp) for i, each in enumerate(encodings)]
         )
         # Which span each token's state is taken from: where spans overlap, the best for its word.
         source = np.empty_like(tokens)
