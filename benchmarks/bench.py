@@ -700,7 +700,7 @@ def sample(args: argparse.Namespace) -> None:
         rows.append([f"{fitted:,}", f"{taken / base:.2f}", f"{trust:.3f}"])
         print(rows[-1], file=sys.stderr)
     header = ["rows fitted", "time", "trustworthiness"]
-    about = "12,000 rows in all; trustworthiness among 3,000 of them, drawn once."
+    about = "12,000 rows in all; trustworthiness among 3,000 of them, drawn once; one fit each."
     write("sample", f"{about}\n\n{table(header, rows)}", args)
 
 
