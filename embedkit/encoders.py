@@ -45,7 +45,7 @@ Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens 
 _CHUNK = 4096
 # And letters, so that Ctrl-C need not wait long for the tokenizer.
 _LETTERS = 500_000
-# And given to the tokenizer at once: it makes a few lists per text, and the more of them are alive,
+# Texts the tokenizer gets at once: it makes a few lists for each, and the more of them are alive,
 # the more often Python's garbage collector goes through all objects of the process.
 _AT_ONCE = 256
 # On a GPU, small batches would leave most of it idle.

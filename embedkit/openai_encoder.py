@@ -580,7 +580,7 @@ def _api_key(*, needed: bool) -> str:
     if not key and _someone_is_there():
         try:
             key = getpass.getpass("API key (not shown, not kept): ").strip()
-        except (EOFError, NotImplementedError):  # a notebook that runs by itself
+        except (EOFError, RuntimeError):  # a notebook that runs by itself has no input
             key = ""
     if not key:
         raise ValueError("there is no API key; set the environment variable OPENAI_API_KEY")

@@ -12,6 +12,8 @@ import threading
 import time
 from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -503,6 +505,18 @@ def test_where_the_key_comes_from(monkeypatch):
         with pytest.raises(ValueError, match="holds a blank or a sign") as caught:
             OpenAIEncoder("m", base_url="http://a.invalid/v1").encode(["a"])
         assert wrong not in str(caught.value)
+
+
+def test_a_notebook_that_runs_by_itself_is_told_where_the_key_goes():
+    code = (
+        "from embedkit.openai_encoder import OpenAIEncoder\n"
+        "OpenAIEncoder('m', base_url='http://a.invalid/v1').encode(['a'])"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    with pytest.raises(nbclient.exceptions.CellExecutionError) as caught:
+        nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    assert caught.value.ename == "ValueError"
+    assert "set the environment variable OPENAI_API_KEY" in caught.value.evalue
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
