@@ -43,7 +43,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import embedkit as ek
-from embedkit import models, packing
+from embedkit.encoders import _packing as packing
+from embedkit.loading import _bundled as bundled
+from embedkit.loading import models
 
 MINILM = "bundled/all-MiniLM-L6-v2"
 LIMIT = 512  # tokens that every candidate reads
@@ -341,7 +343,7 @@ def text(args: argparse.Namespace) -> None:
     texts = some_texts(args.count, args.texts)
     parts, speeds = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        minilm = str(models._bundled(MINILM) or MINILM)
+        minilm = str(bundled.model_folder(MINILM) or MINILM)
         for name, source in {"MiniLM-L6": minilm, "DistilBERT": a_distilbert(Path(folder))}.items():
             print(name, file=sys.stderr)
             candidates = text_candidates(source, texts, args.device)
@@ -376,7 +378,7 @@ def text(args: argparse.Namespace) -> None:
 
 
 def draw(speeds: dict[str, dict[str, float]], path: Path) -> None:
-    """Draw the speeds as bars, embedkit's set apart by colour and hatch."""
+    """Draw the speeds as bars, embedkit's set apart by color and hatch."""
     figure, axes = plt.subplots(1, len(speeds), figsize=(11, 5), layout="constrained")
     for ax, (name, speed) in zip(np.atleast_1d(axes), speeds.items(), strict=True):
         labels = sorted(speed, key=lambda label: speed[label])

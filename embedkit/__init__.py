@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embedkit import evaluate, pooling
-    from embedkit.data import load_data
-    from embedkit.encoders import ImageEncoder, TextEncoder, WordEncoder
-    from embedkit.explorer import Explorer, explore
-    from embedkit.openai_encoder import OpenAIEncoder
-    from embedkit.plotting import plot
-    from embedkit.projection import project
+    from embedkit.encoders.api import OpenAIEncoder
+    from embedkit.encoders.image import ImageEncoder
+    from embedkit.encoders.text import TextEncoder
+    from embedkit.encoders.word import WordEncoder
+    from embedkit.loading.data import load_data
+    from embedkit.maps.explorer import Explorer, explore
+    from embedkit.maps.plotting import plot
+    from embedkit.maps.projection import project
     from embedkit.server import serve
     from embedkit.words import WordVectors
 
@@ -28,18 +30,18 @@ __version__ = "0.1.0"
 
 # Where each name lives. Imported on first use: torch and its kin take seconds.
 _HOMES = {
-    "Explorer": "explorer",
-    "ImageEncoder": "encoders",
-    "OpenAIEncoder": "openai_encoder",
-    "TextEncoder": "encoders",
-    "WordEncoder": "encoders",
+    "Explorer": "maps.explorer",
+    "ImageEncoder": "encoders.image",
+    "OpenAIEncoder": "encoders.api",
+    "TextEncoder": "encoders.text",
+    "WordEncoder": "encoders.word",
     "WordVectors": "words",
     "evaluate": "evaluate",
-    "explore": "explorer",
-    "load_data": "data",
-    "plot": "plotting",
+    "explore": "maps.explorer",
+    "load_data": "loading.data",
+    "plot": "maps.plotting",
     "pooling": "pooling",
-    "project": "projection",
+    "project": "maps.projection",
     "serve": "server",
 }
 

@@ -31,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from embedkit.encoders import TextEncoder
+from embedkit.encoders.text import TextEncoder
 
 # OpenAI's limits for one request, and a bound on what is read before they can be checked.
 MAX_INPUTS = 2048

@@ -310,7 +310,7 @@ def test_load_data(name, settings, expected):
         ("no data", ROWS, None, {}, "got NoneType"),
         ("lengths differ", ROWS[:5], TABLE, {}, "are 5, but there are 20 rows of data"),
         ("NaN alone", ROWS * np.nan, TABLE, {}, "no row of finite numbers"),
-        ("an unknown column", ROWS, TABLE, {"color": "colour"}, "choose a column from text, label"),
+        ("an unknown column", ROWS, TABLE, {"color": "color"}, "choose a column from text, label"),
         ("one row", ROWS[:1], {"text": ["a"]}, {}, lambda e: e.points.shape == (1, 2)),
         ("infinite values", np.where(HOLED == HOLED, HOLED, np.inf), TABLE, {"points": POINTS},
          lambda e: e.points.shape == (19, 2)),

@@ -234,7 +234,7 @@ def test_packed_entities_equal_their_source(recipe, splits, split):
 
 
 @pytest.mark.parametrize("split", SPLITS["digits"])
-def test_digits_are_small_colour_pngs(splits, split):
+def test_digits_are_small_color_pngs(splits, split):
     assert all(image.size == (64, 64) for image in splits[f"digits/{split}"]["image"])
     table = pyarrow.parquet.read_table(DATA / "digits" / f"{split}.parquet")
     for cell in table["image"].to_pylist():

@@ -335,8 +335,9 @@ def test_an_empty_text_has_the_vector_of_the_special_tokens(tiny):
 
 @pytest.mark.parametrize("at_once", [3, 256])
 def test_more_texts_than_are_sorted_or_tokenised_at_a_time(tiny, monkeypatch, at_once):
-    monkeypatch.setattr("embedkit.encoders._CHUNK", 7)
-    monkeypatch.setattr("embedkit.encoders._AT_ONCE", at_once)
+    for module in ("text", "word"):
+        monkeypatch.setattr(f"embedkit.encoders.{module}.CHUNK", 7)
+    monkeypatch.setattr("embedkit.encoders._tokens._AT_ONCE", at_once)
     generator = np.random.default_rng(0)
     texts = [sentence(int(n), generator) for n in generator.integers(1, 20, 30)]
     encoder = ek.TextEncoder(tiny("bert"))

@@ -17,10 +17,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from sklearn.neighbors import NearestNeighbors
 
 import embedkit as ek
-from embedkit import evaluate, explorer
-from embedkit.maps import LARGE, Maps, View, framed
-from embedkit.plotting import PALETTE
-from embedkit.rows import COLOURS, colouring
+from embedkit import evaluate
+from embedkit.maps import explorer
+from embedkit.maps._colors import COLORS, coloring
+from embedkit.maps._views import LARGE, Maps, View, framed
+from embedkit.maps.plotting import PALETTE
 from embedkit.words import WordVectors
 
 NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> **bold** $x^2$ & "it\'s" `code`'
@@ -86,13 +87,13 @@ def small():
     return ek.explore(vectors, data, points=ek.project(vectors, method="pca"))
 
 
-def test_it_is_a_widget_that_shows_the_map_in_the_colours_of_the_classes(small):
+def test_it_is_a_widget_that_shows_the_map_in_the_colors_of_the_classes(small):
     assert isinstance(small, ek.Explorer) and isinstance(small, ipywidgets.VBox)
     assert small._scatter.points.shape == (40, 4)
     np.testing.assert_allclose(small._scatter.points[:, :2], small.points)
-    colours = np.array(small._scatter.color)[small._scatter.points[:, 2].astype(int)]
+    colors = np.array(small._scatter.color)[small._scatter.points[:, 2].astype(int)]
     wanted = [explorer.to_rgba(PALETTE[i % 2]) for i in range(40)]
-    np.testing.assert_allclose(colours, wanted)
+    np.testing.assert_allclose(colors, wanted)
     assert shown(small, "legend").split() == ["●", "cat", "(20)", "●", "dog", "(20)"]
 
 
@@ -299,7 +300,7 @@ def test_numbers_say_what_evaluate_says():
         assert f"5-NN accuracy {where} {(votes == labels).mean():.2f}" in text
 
 
-def test_numbers_follow_the_colour():
+def test_numbers_follow_the_color():
     vectors, labels = blobs(n=60, classes=3)
     data = {
         "label": labels,
@@ -308,7 +309,7 @@ def test_numbers_follow_the_colour():
     }
     widget = ek.explore(vectors, data, points=vectors[:, :2])
     before = shown(widget, "trust")
-    control(widget, "colour").value = "noise"
+    control(widget, "color").value = "noise"
     after = shown(widget, "trust")
     assert "5-NN accuracy" in before and "5-NN accuracy" in after and before != after
     assert shown(widget, "legend").split() == [
@@ -319,34 +320,34 @@ def test_numbers_follow_the_colour():
         "1",
         f"({data['noise'].sum()})",
     ]
-    control(widget, "colour").value = "size"
+    control(widget, "color").value = "size"
     assert "a column of two classes or more" in shown(widget, "trust")
     assert f"{vectors[:, 0].min():.4g}" in shown(widget, "legend")
-    control(widget, "colour").value = None
+    control(widget, "color").value = None
     assert shown(widget, "legend") == ""
     assert len(set(widget._scatter.points[:, 2])) == 1
 
 
-def test_a_colour_change_leaves_the_points_where_they_are(small):
+def test_a_color_change_leaves_the_points_where_they_are(small):
     before = small.points.copy()
-    control(small, "colour").value = "text"
+    control(small, "color").value = "text"
     np.testing.assert_array_equal(small.points, before)
     assert small._scatter.transition_points is False
-    assert len(set(small._scatter.points[:, 2])) == len(COLOURS) + 1
-    assert f"others, or none ({40 - len(COLOURS)})" in shown(small, "legend")
+    assert len(set(small._scatter.points[:, 2])) == len(COLORS) + 1
+    assert f"others, or none ({40 - len(COLORS)})" in shown(small, "legend")
 
 
-def test_colours_tell_classes_amounts_and_the_unknown_apart():
-    codes, colours, legend, classes = colouring(pd.Series(["b", "a", None, "b"]))
-    assert [colours[code] for code in codes] == [PALETTE[1], PALETTE[0], "#999999", PALETTE[1]]
+def test_colors_tell_classes_amounts_and_the_unknown_apart():
+    codes, colors, legend, classes = coloring(pd.Series(["b", "a", None, "b"]))
+    assert [colors[code] for code in codes] == [PALETTE[1], PALETTE[0], "#999999", PALETTE[1]]
     assert classes[2] == -1 and classes[0] == classes[3] != classes[1]
     assert "others, or none (1)" in Reader(legend).text
-    codes, colours, _, classes = colouring(pd.Series([0.5, np.nan, 2.5, np.inf, 1.5]))
+    codes, colors, _, classes = coloring(pd.Series([0.5, np.nan, 2.5, np.inf, 1.5]))
     assert classes is None
-    assert codes.tolist() == [1, 0, 255, 0, 128] and len(set(colours)) > 200
-    codes, _, _, classes = colouring(pd.Series([True, False, True]))
+    assert codes.tolist() == [1, 0, 255, 0, 128] and len(set(colors)) > 200
+    codes, _, _, classes = coloring(pd.Series([True, False, True]))
     assert classes is not None and len(set(codes)) == 2
-    assert len(set(COLOURS)) == len(COLOURS)
+    assert len(set(COLORS)) == len(COLORS)
 
 
 def test_an_order_of_classes_is_that_of_the_names_in_the_data():
@@ -377,7 +378,7 @@ def test_the_points_travel_to_the_map_of_other_vectors():
     control(widget, "vectors").value = "c"  # no map was given: it is computed
     assert np.abs(widget.points - before).max() > 0.1
     assert widget.selection.index.tolist() == [4, 5]
-    control(widget, "colour").value = None
+    control(widget, "color").value = None
     assert travelled == [True, False]
 
 
@@ -463,7 +464,7 @@ def test_few_rows_make_a_map_too(n):
 
 def test_one_class_and_constant_vectors_are_said_not_raised():
     widget = ek.explore(np.ones((20, 4)), {"label": ["a"] * 20})
-    assert "colour by a column of two classes or more" in shown(widget, "trust")
+    assert "color by a column of two classes or more" in shown(widget, "trust")
     control(widget, "map").value = "PCA"
     assert shown(widget, "status") == ""
     assert np.isfinite(widget.points).all()

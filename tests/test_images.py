@@ -43,8 +43,8 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
 
 
 def test_arrays_of_any_kind():
-    colour = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
-    alpha = np.concatenate([colour, np.full((4, 6, 1), 255, np.uint8)], axis=2)
+    color = np.stack([GREY, GREY[::-1], 255 - GREY], axis=2)
+    alpha = np.concatenate([color, np.full((4, 6, 1), 255, np.uint8)], axis=2)
     grey = np.repeat(GREY[:, :, None], 3, axis=2)
     for array, expected in (
         (GREY, grey),
@@ -52,10 +52,10 @@ def test_arrays_of_any_kind():
         (GREY.astype(np.int64), grey),
         (GREY / 255, grey),
         ((GREY / 255).astype(np.float32), grey),
-        (colour, colour),
-        (colour.astype(np.float64) / 255, colour),
-        (colour.astype(np.uint16) * 257, colour),
-        (alpha, colour),
+        (color, color),
+        (color.astype(np.float64) / 255, color),
+        (color.astype(np.uint16) * 257, color),
+        (alpha, color),
         (GREY > 100, np.where(grey > 100, 255, 0)),
         (GREY.tolist(), grey),
     ):

@@ -17,7 +17,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import embedkit as ek
-from embedkit import models
+from embedkit.loading import models
 from tests.hub import Hub, commit
 
 MINILM = "bundled/all-MiniLM-L6-v2"
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 LOAD = """
 import json, sys, time
 import embedkit as ek
-from embedkit import models
+from embedkit.loading import models
 if sys.argv[2:] == ["without bundled"]:
     models.find_spec = lambda name: None
 results = {}

@@ -23,7 +23,7 @@ from openai import AsyncOpenAI, OpenAI
 from wire import DIM, Reply, Wire, encoded, good, refusal, vector_of
 
 import embedkit as ek
-from embedkit.openai_encoder import OpenAIEncoder
+from embedkit.encoders.api import OpenAIEncoder
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [f"text {number}" for number in range(100)]
@@ -391,7 +391,7 @@ def test_a_damaged_vector_is_asked_for_again_and_a_damaged_file_is_named(tmp_pat
 RUN = """
 import sys
 import numpy as np
-from embedkit.openai_encoder import OpenAIEncoder
+from embedkit.encoders.api import OpenAIEncoder
 url, cache, first, last = sys.argv[1:]
 texts = [f"text {number}" for number in range(int(first), int(last))]
 vectors = OpenAIEncoder("m", base_url=url, cache=cache).encode(texts, batch_size=50)
@@ -509,7 +509,7 @@ def test_where_the_key_comes_from(monkeypatch):
 
 def test_a_notebook_that_runs_by_itself_is_told_where_the_key_goes():
     code = (
-        "from embedkit.openai_encoder import OpenAIEncoder\n"
+        "from embedkit.encoders.api import OpenAIEncoder\n"
         "OpenAIEncoder('m', base_url='http://a.invalid/v1').encode(['a'])"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
@@ -525,7 +525,7 @@ def test_a_person_at_a_terminal_is_asked_and_the_key_is_not_shown():
         # By a name that is not known to be this machine's.
         url = wire.url.replace("127.0.0.1", "127.1")
         code = (
-            "from embedkit.openai_encoder import OpenAIEncoder\n"
+            "from embedkit.encoders.api import OpenAIEncoder\n"
             f"encoder = OpenAIEncoder('m', base_url={url!r})\n"
             "print(encoder.encode(['a']).shape, encoder)"
         )
@@ -592,7 +592,7 @@ def test_nothing_of_the_project_looks_like_a_key():
     else:
         files = [ROOT / name for name in listed.stdout.split("\n") if not name.startswith(".venv")]
     looked = [path for path in files if path.is_file() and path.suffix != ".safetensors"]
-    assert {"02_sentiment.ipynb", "openai_encoder.py"} <= {path.name for path in looked}
+    assert {"02_sentiment.ipynb", "api.py"} <= {path.name for path in looked}
     found = {path.name: LIKE_A_KEY.findall(path.read_bytes()) for path in looked}
     assert not {name: keys for name, keys in found.items() if keys}
     assert LIKE_A_KEY.search(KEY.encode())

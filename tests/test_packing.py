@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 import embedkit as ek
-from embedkit import packing
+from embedkit.encoders import _packing as packing
 from tests.conftest import POSITIONS, TEXT, _word_piece, sentence
 
 PACKED = {

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import embedkit as ek
-from embedkit import models
+from embedkit.loading import _bundled as bundled
 from tests.conftest import picture
 
 MINILM = "bundled/all-MiniLM-L6-v2"
@@ -42,7 +42,7 @@ def text_model(request, tiny) -> str:
 
 def plain(name):
     """Load a text model without a line of embedkit, but for the place of the bundled one."""
-    folder = models._bundled(name) if name.startswith("bundled/") else name
+    folder = bundled.model_folder(name) if name.startswith("bundled/") else name
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(
         folder, dtype=torch.float32
     ).eval()

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
 import embedkit as ek
-from embedkit.plotting import PALETTE
+from embedkit.maps.plotting import PALETTE
 
 POINTS = np.random.default_rng(0).normal(size=(6, 2))
 
@@ -25,7 +25,7 @@ def legend(ax) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def colours(ax) -> list[tuple]:
+def colors(ax) -> list[tuple]:
     return [tuple(drawn.get_facecolor()[0][:3]) for drawn in ax.collections]
 
 
@@ -46,13 +46,13 @@ def test_no_ticks():
     assert len(ax.get_xticks()) == len(ax.get_yticks()) == 0
 
 
-def test_classes_have_names_counts_colours_and_shapes():
+def test_classes_have_names_counts_colors_and_shapes():
     ax = ek.plot(POINTS, labels=[1, 0, 2, 0, 0, 2], names=["no", "perhaps", "yes"])
     assert legend(ax) == ["no (3)", "perhaps (1)", "yes (2)"]
-    assert len(set(colours(ax))) == len(set(markers(ax))) == 3
+    assert len(set(colors(ax))) == len(set(markers(ax))) == 3
     np.testing.assert_allclose(ax.collections[0].get_offsets(), POINTS[[1, 3, 4]])
     np.testing.assert_allclose(ax.collections[2].get_offsets(), POINTS[[2, 5]])
-    assert colours(ax)[0] == to_rgba(PALETTE[0])[:3]
+    assert colors(ax)[0] == to_rgba(PALETTE[0])[:3]
 
 
 @pytest.mark.parametrize("labels", [list("abacab"), np.array(list("abacab")), tuple("abacab")])
@@ -71,14 +71,14 @@ def test_a_column_of_labels_brings_its_names():
     assert legend(ek.plot(POINTS, labels=data["label"])) == ["bad (2)", "good (4)"]
 
 
-def test_a_dozen_classes_are_told_apart_by_colour_and_shape():
+def test_a_dozen_classes_are_told_apart_by_color_and_shape():
     points = np.random.default_rng(0).normal(size=(24, 2))
     ax = ek.plot(points, labels=list(range(12)) * 2)
-    looks = list(zip(colours(ax), markers(ax), strict=True))
+    looks = list(zip(colors(ax), markers(ax), strict=True))
     assert len(set(looks)) == len(looks) == 12
 
 
-def test_floats_are_amounts_with_a_colour_bar():
+def test_floats_are_amounts_with_a_color_bar():
     ax = ek.plot(POINTS, labels=[0.1, 0.5, 0.25, 0.9, 1.5, 2.0])
     assert ax.get_legend() is None
     assert len(ax.figure.axes) == 2
@@ -89,7 +89,7 @@ def test_floats_are_amounts_with_a_colour_bar():
 def test_points_without_a_label_are_grey(missing):
     ax = ek.plot(POINTS, labels=["a", missing, "b", missing, "a", "a"])
     assert legend(ax) == ["a (3)", "b (1)", "no label (2)"]
-    grey = colours(ax)[-1]
+    grey = colors(ax)[-1]
     assert grey[0] == grey[1] == grey[2]
     np.testing.assert_allclose(ax.collections[-1].get_offsets(), POINTS[[1, 3]])
     amounts = ek.plot(POINTS, labels=[0.5, missing, 1.5, 2.5, missing, 0.1])

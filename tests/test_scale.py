@@ -12,7 +12,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 import embedkit as ek
-from embedkit import encoders, models
+from embedkit.encoders import image as image_encoder
+from embedkit.loading import models
 from tests.conftest import picture, sentence
 
 
@@ -102,7 +103,7 @@ def test_a_function_around_an_encoder_gets_numbers(tiny):
 
 
 def test_a_column_is_read_piece_by_piece(tiny, monkeypatch):
-    monkeypatch.setattr(encoders, "_CHUNK", 7)
+    monkeypatch.setattr("embedkit.encoders.text.CHUNK", 7)
     encoder = ek.TextEncoder(tiny("bert"))
     data = Dataset.from_dict({"text": texts()})
     column, read = data["text"], []
@@ -124,7 +125,7 @@ def test_files_are_opened_a_few_at_a_time_and_in_threads(tiny, tmp_path, monkeyp
         picture(number).save(paths[-1])
     encoder = ek.ImageEncoder(tiny("vit"))
     opened, embedded, ahead, threads = 0, 0, [], set()
-    plain_open, plain_embed = encoders.to_rgb, encoder._embed
+    plain_open, plain_embed = image_encoder.to_rgb, encoder._embed
 
     def counted_open(image, row):
         nonlocal opened
@@ -138,11 +139,11 @@ def test_files_are_opened_a_few_at_a_time_and_in_threads(tiny, tmp_path, monkeyp
         embedded += len(pixels)
         return plain_embed(pixels)
 
-    monkeypatch.setattr(encoders, "to_rgb", counted_open)
-    monkeypatch.setattr(encoders.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(image_encoder, "to_rgb", counted_open)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     encoder._embed = counted_embed
     found = encoder.encode(paths, batch_size=8)
-    assert max(ahead) <= 8 + 2 * encoders._AHEAD + 2
+    assert max(ahead) <= 8 + 2 * image_encoder._AHEAD + 2
     assert threading.current_thread().name not in threads
     del encoder._embed
     np.testing.assert_allclose(
@@ -216,7 +217,7 @@ def test_auto_stays_with_float32_where_bfloat16_does_not_pay(tiny, monkeypatch):
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 def test_auto_stays_with_float32_where_bfloat16_turns_the_vectors(tiny, monkeypatch, kind):
     monkeypatch.setattr(models, "bfloat16_pays", lambda device: True)
-    monkeypatch.setattr(encoders, "_SAME_DIRECTION", 1.1)
+    monkeypatch.setattr("embedkit.encoders._base._SAME_DIRECTION", 1.1)
     make = ek.ImageEncoder if kind == "vit" else ek.WordEncoder
     with pytest.warns(UserWarning, match=r"took float32: bfloat16 would turn .* \(cosine 0\.9"):
         encoder = make(tiny(kind), dtype="auto")

@@ -11,8 +11,8 @@ import transformers as tf
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 import embedkit as ek
-from embedkit import models
-from embedkit.batching import best_window, windows
+from embedkit.encoders._batches import best_window, windows
+from embedkit.loading import _bundled as bundled
 
 MINILM = "bundled/all-MiniLM-L6-v2"
 SENTENCES = [
@@ -36,7 +36,7 @@ def close(ours, theirs, atol=1e-5) -> None:
 
 
 def plain(name, **settings):
-    folder = models._bundled(name) if name.startswith("bundled/") else name
+    folder = bundled.model_folder(name) if name.startswith("bundled/") else name
     tokenizer = tf.AutoTokenizer.from_pretrained(folder, **settings)
     return tokenizer, tf.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 import embedkit as ek
-from embedkit.plotting import MARKERS, PALETTE
+from embedkit.maps.plotting import MARKERS, PALETTE
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 TAKEN, LEFT, WORD = PALETTE[5], "#e9edf1", PALETTE[4]

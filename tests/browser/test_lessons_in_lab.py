@@ -150,12 +150,12 @@ def test_texts(lessons):
     start, trust = lesson.drawn(), lesson.text("trust")
 
     assert "positive" in lesson.text("legend")
-    lesson.choose("colour", "product")
+    lesson.choose("color", "product")
     lesson.wait_for_text("legend", "kettle")
     assert "positive" not in lesson.text("legend")
     assert lesson.wait_for_other("trust", trust) != trust
-    recoloured = lesson.drawn()
-    assert recoloured != start
+    recolored = lesson.drawn()
+    assert recolored != start
 
     before, trust = np.array(lesson.points()), lesson.text("trust")
     lesson.type("n_neighbors", "3")
@@ -164,7 +164,7 @@ def test_texts(lessons):
     lesson.page.wait_for_timeout(1600)  # the points travel
     after = np.array(lesson.points())
     assert np.abs(after - before).max() > 0.1
-    assert lesson.drawn() != recoloured
+    assert lesson.drawn() != recolored
 
     lesson.choose("vectors", "mean")
     lesson.wait_for_other("trust", trust)

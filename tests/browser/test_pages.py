@@ -56,7 +56,7 @@ def barriers(page, within=None):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_sound_and_open_to_all(site, browser, scheme):
-    """On dark ground one lesson is asked for all: they have the same colours."""
+    """On dark ground one lesson is asked for all: they have the same colors."""
     page, faults = watched(browser, color_scheme=scheme)
     for path in sorted(site.rglob("*.html")):
         if scheme == "dark" and re.match(r"\d", path.stem) and path.stem != "02_sentiment":

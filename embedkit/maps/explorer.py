@@ -1,4 +1,4 @@
-"""The map comes alive: hover, lasso, colour, find, and travel from one map to another.
+"""The map comes alive: hover, lasso, color, find, and travel from one map to another.
 
 The scatter is jupyter-scatter's, the controls round it are ipywidgets.
 """
@@ -16,8 +16,9 @@ import pandas as pd
 from matplotlib.colors import to_rgba
 from numpy.typing import ArrayLike, NDArray
 
-from embedkit.maps import LARGE, Maps, View, framed, gather
-from embedkit.rows import Rows, colouring, read
+from embedkit.maps._colors import coloring
+from embedkit.maps._rows import Rows, read
+from embedkit.maps._views import LARGE, Maps, View, framed, gather
 from embedkit.words import WordVectors
 
 _SHOWN, _NEAREST, _NEAR = 24, 8, 24
@@ -25,7 +26,7 @@ _TRAVEL = 1.0  # seconds
 _PLAYING = "playing" if hasattr(widgets.Play, "playing") else "_playing"  # before ipywidgets 8
 _HELP = {
     "vectors": "The points travel to another map.",
-    "colour": "The column that gives the colours.",
+    "color": "The column that gives the colors.",
     "map": "UMAP keeps neighbours, PCA the spread.",
     "n_neighbors": "Few show detail, many the whole.",
     "min_dist": "How close points may lie.",
@@ -43,7 +44,7 @@ def explore(
     points: Any = None,
     height: int = 480,
 ) -> "Explorer":
-    """Open a map to explore in a notebook: hover, lasso, recolour, find, change the vectors.
+    """Open a map to explore in a notebook: hover, lasso, recolor, find, change the vectors.
 
     Use it after `plot`, to see which rows the points are.
 
@@ -56,7 +57,7 @@ def explore(
         What the vectors stand for. Images become thumbnails. For `WordVectors`: the sentences
         that were encoded, in a column ``tokens`` or ``text``, or as a list.
     color : str, optional
-        The column that gives the colours; by default ``label``, where there is one.
+        The column that gives the colors; by default ``label``, where there is one.
     hover : str or sequence of str, optional
         More columns to show for the point under the pointer.
     points : array of float, shape (n, 2), or dict of such, optional
@@ -107,7 +108,7 @@ class Explorer(widgets.VBox):
         slider = {"continuous_update": False}
         self._controls = {
             "vectors": widgets.Dropdown(options=list(maps.vectors)),
-            "colour": widgets.Dropdown(options=columns, value=color),
+            "color": widgets.Dropdown(options=columns, value=color),
             "map": widgets.Dropdown(options=methods),
             "n_neighbors": widgets.IntSlider(
                 value=15, min=2, max=max(15, min(200, n - 1)), **slider
@@ -217,7 +218,7 @@ class Explorer(widgets.VBox):
     async def _follow(self) -> None:
         """Do what the controls ask for, until they ask for nothing else."""
         done = None
-        while (asked := (self._wanted(), self._controls["colour"].value)) != done:
+        while (asked := (self._wanted(), self._controls["color"].value)) != done:
             done, view, travel = asked, asked[0], asked[0] != self._view
             try:
                 self._set("status", f"Computing: {view.method}, {escape(view.vectors)} …")
@@ -245,16 +246,16 @@ class Explorer(widgets.VBox):
         setattr(self._clock, _PLAYING, False)
 
     def _draw(self, travel: bool) -> None:
-        """Send places and colours to the page, together."""
-        name, frame = self._controls["colour"].value, self._rows.frame
+        """Send places and colors to the page, together."""
+        name, frame = self._controls["color"].value, self._rows.frame
         column = pd.Series(None, frame.index, dtype=object) if name is None else frame[name]
-        codes, colours, legend, self._classes = colouring(column.iloc[self._maps.rows])
+        codes, colors, legend, self._classes = coloring(column.iloc[self._maps.rows])
         self._set("legend", legend if name is not None else "")
         with self._scatter.hold_sync():
             self._scatter.transition_points = travel
             self._scatter.color_by, self._scatter.color_scale = "valueA", "categorical"
-            self._scatter.color_domain = {str(code): code for code in range(len(colours))}
-            self._scatter.color = self._scatter.color_selected = [to_rgba(c) for c in colours]
+            self._scatter.color_domain = {str(code): code for code in range(len(colors))}
+            self._scatter.color = self._scatter.color_selected = [to_rgba(c) for c in colors]
             self._scatter.points = np.column_stack([self._points, codes, np.zeros_like(codes)])
 
     def _hovered(self, change: Any = None) -> None:
@@ -263,12 +264,12 @@ class Explorer(widgets.VBox):
         if point is None:
             return
         row = int(self._maps.rows[point])
-        facts = self._rows.facts(row, [self._controls["colour"].value, "label", *self._hover])
+        facts = self._rows.facts(row, [self._controls["color"].value, "label", *self._hover])
         self._set("hover", f"<p>{self._rows.preview(row, 160, 600)}</p>{'<br>'.join(facts)}")
 
     def _selected(self, change: Any = None) -> None:
         """Show what is selected, and what is nearest to it in the full space."""
-        chosen, name = self._chosen(), self._controls["colour"].value
+        chosen, name = self._chosen(), self._controls["color"].value
         if not len(chosen):
             self._set("selection", "Click a point, or draw round several with the lasso.")
             return

@@ -1,6 +1,6 @@
 """Figures: points in, a matplotlib Axes out.
 
-One size and one palette for all lessons. Colours are Okabe and Ito's, which colour-blind readers
+One size and one palette for all lessons. Colors are Okabe and Ito's, which color-blind readers
 tell apart, and every class has a marker shape too.
 """
 
@@ -13,22 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-# Okabe and Ito (2008), "Color Universal Design"; yellow last, as it is faint on white.
-PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#F0E442",
-)
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
+from embedkit.maps._colors import MARKERS, PALETTE, UNKNOWN, are_amounts
+
 SIZE = (7.0, 4.5)  # inches
-_UNKNOWN = "#999999"
-# Of whole numbers, more different ones than this are taken for amounts, not for classes.
-_MOST_CLASSES = 24
 
 
 def plot(
@@ -39,15 +26,15 @@ def plot(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draw a map of points, coloured by label.
+    """Draw a map of points, colored by label.
 
     Parameters
     ----------
     points : array of float, shape (n, 2)
         What `project` returned.
     labels : sequence, length n, optional
-        Classes as numbers or strings: one colour and one marker each, and a legend. Floats are
-        amounts: a colour scale. None and NaN are drawn grey.
+        Classes as numbers or strings: one color and one marker each, and a legend. Floats are
+        amounts: a color scale. None and NaN are drawn grey.
     names : sequence of str, optional
         What numbered classes are called. A `datasets` column brings its names along.
     ax : Axes, optional
@@ -108,7 +95,7 @@ def plot(
     if len(values) != len(xy):
         raise ValueError(f"plot: {len(xy)} points but {len(values)} labels")
     known = np.array([value is not None and value == value for value in values], dtype=bool)
-    if _are_amounts([value for value in values if value is not None and value == value]):
+    if are_amounts([value for value in values if value is not None and value == value]):
         amounts = np.array(
             [value for value, is_known in zip(values, known, strict=True) if is_known]
         )
@@ -119,7 +106,7 @@ def plot(
     if not known.all():
         label = f"no label ({(~known).sum()})"
         ax.scatter(
-            xy[~known, 0], xy[~known, 1], color=_UNKNOWN, marker=".", label=label, zorder=0, **look
+            xy[~known, 0], xy[~known, 1], color=UNKNOWN, marker=".", label=label, zorder=0, **look
         )
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=1.5)
@@ -133,15 +120,15 @@ def _classes(
     known: np.ndarray,
     look: dict[str, Any],
 ) -> None:
-    """Draw each class in its own colour and shape, with its count in the legend."""
+    """Draw each class in its own color and shape, with its count in the legend."""
     numbers = {value for value, is_known in zip(values, known, strict=True) if is_known}
-    colours, shapes = cycle(PALETTE), cycle(MARKERS)
+    colors, shapes = cycle(PALETTE), cycle(MARKERS)
     for value in sorted(numbers, key=lambda value: (str(type(value)), value)):
         here = known & np.array([each == value for each in values], dtype=bool)
         ax.scatter(
             xy[here, 0],
             xy[here, 1],
-            color=next(colours),
+            color=next(colors),
             marker=next(shapes),
             label=f"{value} ({here.sum()})",
             **look,
@@ -162,12 +149,3 @@ def _named(value: Any, names: Sequence[str]) -> Any:
             f"plot: label {value!r} has no name among {len(names)} names; give one for each class"
         )
     return names[int(value)]
-
-
-def _are_amounts(values: list[Any]) -> bool:
-    """Tell amounts, which get a colour scale, from classes, which get a legend."""
-    if not values or not all(isinstance(value, int | float | np.number) for value in values):
-        return False
-    if any(isinstance(value, float | np.floating) and value != int(value) for value in values):
-        return True
-    return len(set(values)) > _MOST_CLASSES

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from embedkit.inputs import Faults, OnError, listed, ranges, text_fault
+from embedkit.encoders._inputs import Faults, OnError, listed, ranges, text_fault
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -194,7 +194,7 @@ class OpenAIEncoder:
         KeyError
             If the batch has no column ``text``.
         """
-        from embedkit import arrow
+        from embedkit.encoders import _arrow as arrow
 
         names = arrow.column_names(batch)
         if "text" not in names:

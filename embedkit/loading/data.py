@@ -16,11 +16,8 @@ from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
 from datasets.naming import camelcase_to_snakecase
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from embedkit import hub
-
-# Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
-_INSIDE = Path(__file__).with_name("bundled")
-_BUNDLED = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[1] / "data"
+from embedkit.loading import hub
+from embedkit.loading._bundled import FOLDER
 
 
 def load_data(
@@ -97,7 +94,7 @@ def load_data(
 
 def _bundled(name: str, split: str) -> Dataset:
     """Read a bundled split into memory."""
-    files = {path.parent.name: path.parent for path in sorted(_BUNDLED.glob("*/*.parquet"))}
+    files = {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/*.parquet"))}
     folder = files.get(name.removeprefix("bundled/"))
     if folder is None:
         known = ", ".join(f"bundled/{each}" for each in files)

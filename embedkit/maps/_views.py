@@ -11,8 +11,8 @@ from scipy.spatial import KDTree
 from sklearn.neighbors import KNeighborsClassifier
 
 from embedkit import evaluate
-from embedkit.projection import project
-from embedkit.rows import Rows
+from embedkit.maps._rows import Rows
+from embedkit.maps.projection import project
 
 LARGE = 5000  # UMAP is fitted on so many rows at most
 _MEASURED = 2000  # rows drawn for the numbers: trustworthiness makes a table of n by n
@@ -94,7 +94,7 @@ class Maps:
             lines = [f"trustworthiness <b>{trust:.2f}</b> (1 is perfect, 0.5 is chance)"]
         named = rows[classes[rows] >= 0] if classes is not None else rows[:0]
         if classes is None or not 2 <= len(np.unique(classes[named])) <= len(named) / _K:
-            lines.append(f"For {_K}-NN accuracy, colour by a column of two classes or more.")
+            lines.append(f"For {_K}-NN accuracy, color by a column of two classes or more.")
         else:
             for space, table, metric in (
                 ("in the full space", full, "cosine"),

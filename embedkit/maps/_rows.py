@@ -15,18 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Image
-from matplotlib import colormaps
-from matplotlib.colors import to_hex, to_rgb
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from embedkit.images import to_rgb as to_picture
-from embedkit.plotting import _UNKNOWN, PALETTE, _are_amounts
+from embedkit.maps._colors import cut
 from embedkit.words import WordVectors
-
-# Darker, then lighter shades follow where the palette ends; black has none.
-_HUES = np.array([to_rgb(colour) for colour in PALETTE if colour != "#000000"])
-COLOURS = (*PALETTE, *map(to_hex, 0.55 * _HUES), *map(to_hex, 0.5 + 0.5 * _HUES))
 
 
 @dataclass
@@ -141,11 +135,6 @@ class Rows:
         return f"<div style='{style}'>{''.join(html)}</div>"
 
 
-def cut(text: str, letters: int) -> str:
-    """Shorten a text."""
-    return text if len(text) <= letters else f"{text[:letters]}…"
-
-
 def read(data: Any, words: WordVectors | None = None) -> Rows:
     """Make a table of data, a row for each, or for each word of it."""
     if isinstance(data, Dataset):
@@ -230,50 +219,3 @@ def _thumbnail(pictures: Any, row: int, size: int) -> str:
         f"<img src='data:image/jpeg;base64,{code}' alt='image {row}' style='display: block; "
         f"max-width: none; height: {size}px; image-rendering: pixelated'>"
     )
-
-
-def colouring(values: pd.Series) -> tuple[np.ndarray, list[str], str, np.ndarray | None]:
-    """Choose colours for a column.
-
-    Returns
-    -------
-    codes, colours, legend, classes
-        Per row, which of the colours; the colours; a legend as HTML; and per row the number of its
-        class, -1 for none, or None where the values are amounts.
-    """
-    if pd.api.types.is_float_dtype(values):
-        values = values.where(np.isfinite(values.astype(float)))
-    known = values.notna().to_numpy()
-    colours, codes = [_UNKNOWN], np.zeros(len(values), int)
-    if _are_amounts([each for each in values[known] if not isinstance(each, bool)]):
-        amounts = values[known].to_numpy(float)
-        low, high = amounts.min(), amounts.max()
-        codes[known] = 1 + np.round(254 * (amounts - low) / ((high - low) or 1))
-        colours += [to_hex(each) for each in colormaps["cividis"](np.linspace(0, 1, 255))]
-        bar = f"background: linear-gradient(to right, {', '.join(colours[1::50])})"
-        bar = f"<span style='display: inline-block; width: 12em; height: 0.8em; {bar}'></span>"
-        legend = [f"{low:.4g} {bar} {high:.4g}"]
-        return codes, colours, _legend(legend, (~known).sum()), None
-    counts = values[known].value_counts()
-    common = counts[counts > 0].index[: len(COLOURS)]
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        common = [each for each in values.cat.categories if each in common]
-    else:
-        common = sorted(common, key=lambda each: (str(type(each)), each))
-    for number, name in enumerate(common, start=1):
-        codes[(values == name).to_numpy()] = number
-    colours += COLOURS[: len(common)]
-    legend = [
-        f"<span style='color: {colour}'>●</span> {escape(cut(str(name), 40))} ({counts[name]})"
-        for name, colour in zip(common, colours[1:], strict=True)
-    ]
-    # Rare values share the grey of the unknown, but not their class.
-    classes = np.where(known, pd.factorize(values)[0], -1)
-    return codes, colours, _legend(legend, (codes == 0).sum()), classes
-
-
-def _legend(entries: list[str], others: int) -> str:
-    if others:
-        entries = [*entries, f"<span style='color: {_UNKNOWN}'>●</span> others, or none ({others})"]
-    spaced = "</span> <span style='white-space: nowrap; margin-right: 0.8em'>".join(entries)
-    return f"<span style='white-space: nowrap; margin-right: 0.8em'>{spaced}</span>"

