@@ -207,7 +207,7 @@ def copied(tiny, tmp_path):
 def test_offline_without_the_package_the_extra_is_named(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr("embedkit.loading._bundled.find_spec", lambda name: None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=r"HF_HUB_OFFLINE is set.*install the extra 'bundled'"):
