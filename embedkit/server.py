@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import queue
+import signal
 import socket
 import threading
 import time
@@ -25,19 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import uvicorn
 from numpy.typing import NDArray
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
+from embedkit.encoders.api import MAX_INPUTS, MAX_TOKENS, api_text_fault
 from embedkit.encoders.text import TextEncoder
 
-# OpenAI's limits for one request, and a bound on what is read before they can be checked.
-MAX_INPUTS = 2048
-MAX_TOKENS = 300_000
+# The most that is read of a request, before OpenAI's limits can be checked.
 _MAX_BYTES = 16 * 2**20
-# Requests that wait are read together, up to so many texts.
+# Requests that wait are read together, up to this number of texts.
 _TOGETHER = 2048
 
 
@@ -45,12 +43,12 @@ class _Refusal(Exception):
     """An error in OpenAI's shape."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+        self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
         kind = "server_error" if status >= 500 else "invalid_request_error"
-        self.error = {"message": message, "type": kind, "param": param, "code": code}
+        error = {"message": message, "type": kind, "param": param, "code": code}
+        self.response = JSONResponse({"error": error}, status)
 
 
 class _Answer(NamedTuple):
@@ -85,15 +83,14 @@ class _Reader:
         self._thread.join()
 
     def _work(self) -> None:
-        ended = False
-        while not ended:
+        waiting: list[_Job | None] = []
+        while None not in waiting:
             waiting = [self._jobs.get()]
             while (
                 not self._jobs.empty() and sum(len(job.texts) for job in waiting if job) < _TOGETHER
             ):
                 waiting.append(self._jobs.get())
-            ended = None in waiting
-            # What was cancelled, as at the end of the server, cannot be given an answer.
+            # A job that was cancelled, as at the end of the server, cannot be given an answer.
             self._answer(
                 [job for job in waiting if job and job.answer.set_running_or_notify_cancel()]
             )
@@ -129,14 +126,12 @@ class _Reader:
         for row, length in enumerate(lengths):
             if length > longest:
                 raise _Refusal(
-                    400,
                     f"input {row} has {length} tokens and the model reads {longest}; shorten it",
                     param="input",
                     code="context_length_exceeded",
                 )
         if sum(lengths) > MAX_TOKENS:
             raise _Refusal(
-                400,
                 f"the inputs have {sum(lengths)} tokens and a request may hold {MAX_TOKENS}; "
                 "send them in several requests",
                 param="input",
@@ -146,59 +141,53 @@ class _Reader:
 
 
 class _Endpoint:
-    """The routes, and what they share: the model, its name, and who may ask."""
+    """The application: one model, its name, and the key that a request has to hold."""
 
     def __init__(self, encoder: TextEncoder, name: str, api_key: str | None) -> None:
         self.reader = _Reader(encoder)
         self._dim, self._name, self._api_key = encoder.dim, name, api_key
         self._card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "you"}
 
-    def app(self) -> Starlette:
-        """Give the routes to a web framework, and every error OpenAI's shape."""
-        return Starlette(
-            routes=[
-                Route("/v1/embeddings", self.embeddings, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/v1/models/{name:path}", self.model),
-            ],
-            exception_handlers={
-                _Refusal: lambda _, refusal: JSONResponse({"error": refusal.error}, refusal.status),
-                HTTPException: lambda request, error: JSONResponse(
-                    {
-                        "error": _Refusal(
-                            error.status_code,
-                            f"{request.method} {request.url.path}: {error.detail}",
-                        ).error
-                    },
-                    error.status_code,
-                    error.headers,
-                ),
-            },
-        )
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; every error has OpenAI's shape."""
+        request = Request(scope, receive)
+        try:
+            self._check_key(request)
+            response = JSONResponse(await self._answer(request))
+        except _Refusal as refusal:
+            response = refusal.response
+        await response(scope, receive, send)
 
-    async def models(self, request: Request) -> Response:
-        """List the one model."""
-        self._admit(request)
-        return JSONResponse({"object": "list", "data": [self._card]})
+    async def _answer(self, request: Request) -> dict[str, Any]:
+        """Find what a path and a method ask for."""
+        path, method = request.url.path, request.method
+        if path == "/v1/embeddings":
+            if method == "POST":
+                return await self._embeddings(request)
+        elif path != "/v1/models" and not path.startswith("/v1/models/"):
+            raise _Refusal(f"{method} {path}: Not Found", 404)
+        elif method in ("GET", "HEAD"):
+            if path == "/v1/models":
+                return {"object": "list", "data": [self._card]}
+            self._check_model(path.removeprefix("/v1/models/"))
+            return self._card
+        raise _Refusal(f"{method} {path}: Method Not Allowed", 405)
 
-    async def model(self, request: Request) -> Response:
-        """Describe the one model."""
-        self._admit(request)
-        self._check_model(request.path_params["name"])
-        return JSONResponse(self._card)
-
-    async def embeddings(self, request: Request) -> Response:
+    async def _embeddings(self, request: Request) -> dict[str, Any]:
         """Turn texts into vectors of length 1."""
-        self._admit(request)
         asked = await _body(request)
         self._check_model(asked.get("model"))
         texts = _texts(asked.get("input"))
-        dimensions = self._dimensions(asked.get("dimensions"))
+        dim = asked.get("dimensions")
+        if dim is not None and (type(dim) is not int or not 1 <= dim <= self._dim):
+            raise _Refusal(
+                f"dimensions is {_short(dim)}; give a whole number from 1 to {self._dim}",
+                param="dimensions",
+            )
         form = asked.get("encoding_format") or "float"
         if form not in ("float", "base64"):
             raise _Refusal(
-                400,
-                f"encoding_format is {_shown(form)}; choose from float, base64",
+                f"encoding_format is {_short(form)}; choose from float, base64",
                 param="encoding_format",
             )
         try:
@@ -206,56 +195,40 @@ class _Endpoint:
         except _Refusal:
             raise
         except ValueError as error:  # the encoder's word on a text that it cannot read
-            raise _Refusal(400, str(error), param="input") from error
+            raise _Refusal(str(error), param="input") from error
         except Exception as error:
-            raise _Refusal(500, f"the model failed: {error}") from error
-        vectors = answer.vectors[:, :dimensions]
+            raise _Refusal(f"the model failed: {error}", 500) from error
+        vectors = answer.vectors[:, :dim]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+        vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype("<f4")
+        encode = (lambda v: base64.b64encode(v).decode()) if form == "base64" else np.ndarray.tolist
         data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
-                if form == "base64"
-                else vector.tolist(),
-            }
+            {"object": "embedding", "index": index, "embedding": encode(vector)}
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
-        return JSONResponse({"object": "list", "data": data, "model": self._name, "usage": usage})
+        return {"object": "list", "data": data, "model": self._name, "usage": usage}
 
-    def _admit(self, request: Request) -> None:
-        """Refuse who does not hold the key, in a time that says nothing about it."""
+    def _check_key(self, request: Request) -> None:
+        """Refuse a request without the key, in a time that says nothing about it."""
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if self._api_key and not hmac.compare_digest(given.encode(), self._api_key.encode()):
             raise _Refusal(
-                401,
                 "the API key is missing or not the one this server was started with",
+                401,
                 code="invalid_api_key",
             )
 
     def _check_model(self, name: Any) -> None:
         if name is None:
-            raise _Refusal(400, f"no model is named; this server has {self._name}", param="model")
+            raise _Refusal(f"no model is named; this server has {self._name}", param="model")
         if name != self._name:
             raise _Refusal(
+                f"there is no model {_short(name)}; this server has {self._name}",
                 404,
-                f"there is no model {_shown(name)}; this server has {self._name}",
                 param="model",
                 code="model_not_found",
             )
-
-    def _dimensions(self, asked: Any) -> int:
-        if asked is None:
-            return self._dim
-        if type(asked) is not int or not 1 <= asked <= self._dim:
-            raise _Refusal(
-                400,
-                f"dimensions is {_shown(asked)}; give a whole number from 1 to {self._dim}",
-                param="dimensions",
-            )
-        return asked
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -264,13 +237,13 @@ async def _body(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BYTES:
-            raise _Refusal(413, f"the request is larger than {_MAX_BYTES // 2**20} MiB; split it")
+            raise _Refusal(f"the request is larger than {_MAX_BYTES // 2**20} MiB; split it", 413)
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _Refusal(400, "the body of the request is no JSON") from error
+        raise _Refusal("the body of the request is no JSON") from error
     if not isinstance(asked, dict):
-        raise _Refusal(400, "the body of the request has to be a JSON object")
+        raise _Refusal("the body of the request has to be a JSON object")
     return asked
 
 
@@ -278,10 +251,9 @@ def _texts(given: Any) -> list[str]:
     """Make a list of texts of the request's input, or refuse it."""
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts:
-        raise _Refusal(400, "input has to be a text, or a list of at least one text", param="input")
+        raise _Refusal("input has to be a text, or a list of at least one text", param="input")
     if len(texts) > MAX_INPUTS:
         raise _Refusal(
-            400,
             f"input has {len(texts)} texts and a request may hold {MAX_INPUTS}; "
             "send them in several requests",
             param="input",
@@ -289,44 +261,27 @@ def _texts(given: Any) -> list[str]:
     for row, text in enumerate(texts):
         if isinstance(text, int | list):
             raise _Refusal(
-                400,
-                "input holds token numbers, and this server reads text only, for its model has "
-                "another vocabulary than OpenAI's; send strings",
+                "input holds token numbers, and this server reads text only, because its model "
+                "has a different vocabulary from OpenAI's; send strings",
                 param="input",
             )
-        if not isinstance(text, str):
-            raise _Refusal(400, f"input {row} is {_shown(text)}, not a text", param="input")
-        if not text:
-            raise _Refusal(400, f"input {row} is an empty text; leave it out", param="input")
-        if any("\ud800" <= sign <= "\udfff" for sign in text):
-            raise _Refusal(400, f"input {row} holds half a character", param="input")
+        if fault := api_text_fault(text, f"input {row}"):
+            raise _Refusal(str(fault), param="input")
     return texts
 
 
-def _shown(value: Any) -> str:
-    """Show what was sent, shortly."""
+def _short(value: Any) -> str:
+    """Show the beginning of what was sent."""
     return json.dumps(value)[:60]
 
 
-def _served(model: str | os.PathLike[str] | TextEncoder) -> tuple[TextEncoder, str]:
-    """Give an encoder and the name it is served under, which is no path of this machine."""
-    encoder = model if isinstance(model, TextEncoder) else TextEncoder(model, pooling="mean")
-    made_from = encoder._made_from[0]
-    if not isinstance(made_from, str | os.PathLike):
-        return encoder, type(made_from).__name__
-    name = os.fspath(made_from)
-    return encoder, Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {host}, port {port} ({error.strerror}); choose another port, or 0 "
-            "for a free one"
-        ) from error
+def _name_of(model: str | os.PathLike[str] | TextEncoder) -> str:
+    """Name a model without a path of this machine."""
+    if isinstance(model, TextEncoder):
+        made_from = model.__reduce__()[1][1]  # a name or, around a loaded model, all it holds
+        model = made_from if isinstance(made_from, str) else type(model.model).__name__
+    name = os.fspath(model)
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 @contextmanager
@@ -369,30 +324,49 @@ def serve(
     >>> len(answer.data[0].embedding)
     384
     """
-    encoder, name = _served(model)
-    listening = _listen("127.0.0.1", port)
-    endpoint = _Endpoint(encoder, name, api_key)
     # No logging set-up of its own: this process belongs to somebody else.
-    config = uvicorn.Config(
-        endpoint.app(),
-        lifespan="off",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=5,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-    thread.start()
+    quiet = {"log_config": None, "log_level": "warning", "access_log": False}
+    with _running(model, "127.0.0.1", port, api_key, **quiet) as url:
+        yield url
+
+
+@contextmanager
+def _running(
+    model: str | os.PathLike[str] | TextEncoder,
+    host: str,
+    port: int,
+    api_key: str | None,
+    **settings: Any,
+) -> Iterator[str]:
+    """Serve at an address, from a thread of its own."""
     try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.005)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join()
-        endpoint.reader.stop()
-        listening.close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}, port {port} ({error.strerror}); choose another port, or 0 "
+            "for a free one"
+        ) from error
+    with listening:
+        encoder = model if isinstance(model, TextEncoder) else TextEncoder(model, pooling="mean")
+        endpoint = _Endpoint(encoder, _name_of(model), api_key)
+        config = uvicorn.Config(
+            endpoint, lifespan="off", ws="none", timeout_graceful_shutdown=5, **settings
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError(f"the server at {host}, port {port} did not start")
+                time.sleep(0.005)
+            shown = f"[{host}]" if ":" in host else host
+            yield f"http://{shown}:{listening.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+            endpoint.reader.stop()
 
 
 def main() -> None:
@@ -411,17 +385,15 @@ def main() -> None:
         parser.error(
             f"--host {args.host} lets other machines in; that needs --api-key, or leave --host out"
         )
-    try:
-        listening = _listen(args.host, args.port)
-        encoder, name = _served(args.model)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
-    endpoint = _Endpoint(encoder, name, args.api_key)
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"{name} at http://{host}:{listening.getsockname()[1]}/v1", flush=True)
-    config = uvicorn.Config(endpoint.app(), lifespan="off", timeout_graceful_shutdown=5)
-    with suppress(KeyboardInterrupt):  # the usual way to end it is no error
-        uvicorn.Server(config).run([listening])
+    # The usual ways to end it are no errors.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        try:
+            with _running(args.model, args.host, args.port, args.api_key) as url:
+                print(f"{_name_of(args.model)} at {url}", flush=True)
+                threading.Event().wait()
+        except (OSError, ValueError) as error:
+            parser.exit(1, f"{error}\n")
 
 
 def _is_loopback(host: str) -> bool:

@@ -149,15 +149,15 @@ def test_models(client, name):
 @pytest.mark.parametrize(
     ("changed", "status", "param", "code", "message"),
     [
-        ({"input": ""}, 400, "input", None, "input 0 is an empty text"),
-        ({"input": ["a", ""]}, 400, "input", None, "input 1 is an empty text"),
+        ({"input": ""}, 400, "input", None, "input 0 is empty"),
+        ({"input": ["a", ""]}, 400, "input", None, "input 1 is empty"),
         ({"input": []}, 400, "input", None, "at least one text"),
         ({"input": None}, 400, "input", None, "at least one text"),
         ({"input": ["a"] * 2049}, 400, "input", None, "2049 texts and a request may hold 2048"),
         ({"input": [1, 2]}, 400, "input", None, "token numbers"),
         ({"input": [[1, 2]]}, 400, "input", None, "token numbers"),
-        ({"input": ["a", {}]}, 400, "input", None, "input 1 is {}, not a text"),
-        ({"input": ["a", "\ud800"]}, 400, "input", None, "input 1 holds half a character"),
+        ({"input": ["a", {}]}, 400, "input", None, "input 1 is a dict"),
+        ({"input": ["a", "\ud800"]}, 400, "input", None, "input 1 has half a character"),
         (
             {"input": ["a", "a " * 15]},
             400,
