@@ -212,3 +212,21 @@ def test_binder_installs_what_the_lessons_need():
     runtime = (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").strip()
     version = [int(part) for part in runtime.removeprefix("python-").split(".")]
     assert version >= [int(part) for part in floor.split(".")]
+
+
+def test_ci_executes_each_lesson_in_one_job():
+    text = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    file, _, test = workflow["env"]["LESSONS"].partition("::")
+    assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8")
+    jobs = {
+        name: " ".join(step.get("run", "") for step in job["steps"])
+        for name, job in workflow["jobs"].items()
+    }
+    suites = [name for name, run in jobs.items() if "pytest" in run or ".ci/run" in run]
+    execute = [
+        name
+        for name in suites
+        if "--deselect $LESSONS" not in jobs[name] and '-m "not slow"' not in jobs[name]
+    ]
+    assert execute == ["lessons"]

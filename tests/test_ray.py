@@ -27,13 +27,13 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-import ray
 from datasets import load_dataset
-from ray.data.block import BlockAccessor
 
 import embedkit as ek
 from tests.conftest import picture, sentence
 
+ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+BlockAccessor = pytest.importorskip("ray.data.block").BlockAccessor
 pytestmark = pytest.mark.slow  # the cluster alone takes seconds to start
 SCRIPT = Path(__file__).parents[1] / "examples" / "embed_on_ray.py"
 REAL = "bundled/all-MiniLM-L6-v2"  # it takes long enough to be disturbed
