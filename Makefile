@@ -1,6 +1,6 @@
-# The commands of the project. Each sets up what it needs first: a virtual environment in .venv,
-# made once and made again only when pyproject.toml or constraints.txt change.
-#   make run                          execute all lessons, write build/site/index.html
+# The commands of the project. Each sets up what it needs first, in a virtual environment in .venv:
+# once, and again only when pyproject.toml, constraints.txt or .ci/install.py change.
+#   make run                          write build/site/index.html, then execute all lessons
 #   make run NOTEBOOK=02_sentiment MODEL=distilbert-base-uncased DATA=...   one lesson, your way
 #   make lab                          read the lessons in JupyterLab
 #   make test | make check            all tests | those that take under two minutes
@@ -19,7 +19,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 EXTRAS := lab,slides,bundled,openai,server,ray,dev
 NOTEBOOK ?=
 RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
@@ -32,75 +31,70 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	lowest audit format clean
 .DEFAULT_GOAL := run
 
-run: $(READY)
-	$(BIN)/python notebooks/build.py $(RUN_ARGS)
+run: $(VENV)/.lessons
+	@$(BIN)/python notebooks/build.py $(RUN_ARGS)
 
-site: $(READY)
+site: $(VENV)/.lessons
 	$(BIN)/python notebooks/build.py --kept
 
-slides: $(READY)
+slides: $(VENV)/.slides
 	$(BIN)/python notebooks/build.py --slides
 
-test-yourself: $(READY)
+test-yourself: $(VENV)/.lessons
 	$(BIN)/python notebooks/build.py --test-yourself
 
-# With what builds the project too, so that a folder of its source installs from here as well.
-wheelhouse: $(READY)
-	rm -rf build/wheelhouse
-	$(BIN)/python -m pip wheel --disable-pip-version-check -c constraints.txt -w build/wheelhouse \
-		".[$(EXTRAS)]" hatchling editables pip
+wheelhouse:
+	@rm -rf build/wheelhouse
+	@$(PYTHON) .ci/install.py slides --wheels build/wheelhouse
 	@echo 'Take this folder along, and on the other machine: PIP_NO_INDEX=1 PIP_FIND_LINKS=build/wheelhouse make lab'
 
-measures: $(READY)
+measures: $(VENV)/.lessons
 	$(BIN)/python notebooks/measures.py $(if $(RUN),--run)
 
-notebooks: $(READY)
+notebooks: $(VENV)/.lessons
 	$(BIN)/python notebooks/build.py --in-place $(RUN_ARGS)
 
-screenshots: $(READY)
+screenshots: $(VENV)/.tests
 	CI=1 SCREENSHOTS=notebooks/images $(BIN)/python -m pytest tests/browser/test_lessons_in_lab.py
 
-lab: $(READY)
+lab: $(VENV)/.lessons
 	$(BIN)/jupyter lab notebooks
 
-test: $(READY)
+test: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(READY)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py $(PARTS) $(if $(DEVICE),--device $(DEVICE)) $(if $(TEXTS),--texts $(TEXTS))
 
 # uv finds the versions. The oldest transformers opens no image processor without torchvision.
-lowest: $(READY)
+lowest: $(VENV)/.tests
 	$(BIN)/uv venv --clear --python $(BIN)/python build/lowest
 	$(BIN)/uv pip install --python build/lowest --resolution lowest-direct -e ".[$(EXTRAS)]" "torchvision>=0.21"
 	build/lowest/bin/python -m pytest -m "not slow" -W ignore
 
 # geoindex-rs, which jupyter-scatter needs, names no licence in its metadata.
-audit: $(READY)
+audit: $(VENV)/.tests
 	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit pip-licenses
 	-$(BIN)/pip-audit --skip-editable $(shell sed -n 's/^\([^\#][^ ]*\) .*/--ignore-vuln \1/p' .ci/vulnerabilities.txt)
 	$(BIN)/pip-licenses --partial-match --order=license --ignore-packages embedkit-lessons geoindex-rs \
 		--allow-only="$$(sed -n 's/^\([^\#]*[^\# ]\) *\#.*/\1/p' .ci/licences.txt | paste -sd ';')"
 
-format: $(READY)
+format: $(VENV)/.tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
-# Written last, so that a set-up that was cut off starts again.
-$(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
-	touch $(READY)
+# The marks of what is installed: for the lessons, the slides, the tests, the benchmarks.
+$(VENV)/.%: pyproject.toml constraints.txt .ci/install.py
+	@$(PYTHON) .ci/install.py $*

@@ -1,98 +1,27 @@
 """Execute the lessons and make web pages of them.
 
-``python notebooks/build.py`` writes ``build/site/index.html``; the committed notebooks stay as they
-are. ``--in-place`` keeps the outputs in ``notebooks/`` instead, which is how they get there.
+``python notebooks/build.py`` writes ``build/site/index.html`` from the outputs that are kept in the
+notebooks, then executes the lessons and replaces page by page; the notebooks stay as they are.
+``--in-place`` executes them and keeps the outputs in ``notebooks/``, which is how they get there.
 Without running anything, ``--kept`` makes the pages of the outputs that are kept, ``--slides``
 makes slides of them, and ``--test-yourself`` gathers the exercises in one notebook.
 """
 
 import argparse
-import os
-import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-import papermill
-from nbformat import NotebookNode
-from papermill.exceptions import PapermillExecutionError
 
+from kit.execution import run_all, side_by_side
 from kit.exercises import gather
-from kit.pages import Lesson, Site
+from kit.lesson import Lesson, kept
+from kit.pages import Site
 from kit.slides import write_decks
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
-CHATTER = re.compile(r"%\||^\[[\d:, -]+ [A-Z] \d+ \d+\] \w+\.cc:")
-WIDGET = "application/vnd.jupyter.widget-view+json"
-
-
-def execute(path: Path, parameters: dict[str, str | int]) -> Lesson:
-    """Run one notebook from top to bottom, in its own folder and a fresh kernel."""
-    target = BUILD / "executed" / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.pop("MPLBACKEND", None)  # set, it would keep the figures out of the notebook
-    begun = time.perf_counter()
-    papermill.execute_notebook(
-        path,
-        target,
-        parameters,
-        cwd=HERE,
-        kernel_name="python3",
-        progress_bar=False,
-        # Else the kernel remarks, for each lesson, that it talks to this machine unencrypted.
-        extra_arguments=["--log-level=ERROR"],
-    )
-    seconds = time.perf_counter() - begun
-    return Lesson(path.stem, clean(nbformat.read(target, as_version=4)), seconds)
-
-
-def clean(notebook: NotebookNode) -> NotebookNode:
-    """Keep code, text and outputs; drop times, widget state and what differs by machine."""
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = NotebookNode(kernelspec=NotebookNode(kernel))
-    for cell in notebook.cells:
-        tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill-error-cell-tag"]
-        kept = {key: cell.metadata[key] for key in ("alt", "slideshow") if key in cell.metadata}
-        cell.metadata = NotebookNode({"tags": tags} if tags else {}, **kept)
-        if cell.cell_type == "code":
-            cell.outputs = [each for each in cell.outputs if not _is_chatter(each)]
-    return notebook
-
-
-def _is_chatter(output: NotebookNode) -> bool:
-    """Tell bars, which say nothing once their work is done, from what a reader wants to keep.
-
-    The log of Ray's core goes with them: it holds times and process numbers, and cannot be turned
-    off.
-    """
-    return WIDGET in output.get("data", {}) or (
-        output.get("name") == "stderr" and bool(CHATTER.search(output.get("text", "")))
-    )
-
-
-def kept(path: Path) -> Lesson:
-    """Take a lesson with the outputs it has."""
-    return Lesson(path.stem, nbformat.read(path, as_version=4))
-
-
-def keep(lesson: Lesson, path: Path) -> None:
-    """Write a lesson with its outputs over its notebook, and the figure that stands for it."""
-    nbformat.write(lesson.notebook, path)
-    thumbnails = path.parent / "thumbnails"
-    thumbnails.mkdir(exist_ok=True)
-    (thumbnails / f"{path.stem}.png").write_bytes(lesson.thumbnail()[0])
-
-
-def describe(path: Path, error: PapermillExecutionError) -> str:
-    """Say which cell of which notebook failed, and how."""
-    first_line = next(iter(error.source.strip().splitlines()), "")
-    return (
-        f"{path.name}, cell {error.cell_index} ([{error.exec_count}] {first_line}): "
-        f"{error.ename}: {error.evalue}"
-    )
 
 
 def read_command() -> tuple[argparse.Namespace, list[Path]]:
@@ -122,52 +51,80 @@ def read_command() -> tuple[argparse.Namespace, list[Path]]:
         paths = [path for path in paths if path.stem == args.only.removesuffix(".ipynb")]
     if args.parameters and (args.in_place or args.kept or args.slides or args.test_yourself):
         parser.error("kept outputs are those of the defaults; leave -p out")
+    # A number on the command line is one in the lesson, too.
+    args.parameters = {k: int(v) if v.isdecimal() else v for k, v in args.parameters}
     return args, paths
 
 
-def run_all(paths: list[Path], parameters: dict[str, str | int]) -> Iterator[Lesson | str]:
-    """Execute the lessons one by one; for one that fails, say where."""
-    for path in paths:
-        print(f"{path.stem} …", end=" ", flush=True)
-        try:
-            lesson = execute(path, parameters)
-        except PapermillExecutionError as error:
-            print("failed")
-            yield describe(path, error)
-        else:
-            print(f"{lesson.seconds:.0f} s", flush=True)
-            yield lesson
+def execute(paths: list[Path], parameters: dict[str, str | int]) -> None:
+    """Write the site with the outputs that are kept, then execute lessons and replace their pages.
+
+    The reference is written while the first lessons run: it needs most of the packages.
+    """
+    site = Site(BUILD / "site", [kept(path) for path in sorted(HERE.glob("[0-9]*.ipynb"))], HERE)
+    site.write()
+    print(f"The site is there, with outputs kept in the lessons: {site.index.as_uri()}")
+    together = side_by_side(len(paths))
+    at_a_time = f", {together} at a time" if together > 1 else ""
+    print(f"Executing {len(paths)} on this machine{at_a_time}; each replaces its page when done.")
+    begun, failures = time.perf_counter(), []
+    for lesson in run_all(paths, parameters, BUILD / "executed", meanwhile=site.reference):
+        site.replace(lesson)
+        failures += report(lesson)
+    print(f"Done after {(time.perf_counter() - begun) / 60:.1f} minutes: {site.index.as_uri()}")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def execute_in_place(paths: list[Path]) -> None:
+    """Execute the lessons and write each with its outputs over its notebook."""
+    failures = []
+    for lesson in run_all(paths, {}, BUILD / "executed"):
+        failures += report(lesson)
+        if not lesson.failure:
+            keep(lesson, HERE / f"{lesson.name}.ipynb")
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+def report(lesson: Lesson) -> list[str]:
+    """Print how a lesson went; give what went wrong."""
+    went = f"{lesson.seconds:.0f} s" if lesson.seconds is not None else "failed"
+    print(f"  {lesson.name}: {went}")
+    return [lesson.failure] if lesson.failure else []
+
+
+def keep(lesson: Lesson, path: Path) -> None:
+    """Write a lesson with its outputs over its notebook, and the figure that stands for it."""
+    figure = lesson.thumbnail()
+    if figure is None:
+        raise ValueError(f"{lesson.name}: no cell tagged 'thumbnail' has drawn a figure")
+    nbformat.write(lesson.notebook, path)
+    thumbnails = path.parent / "thumbnails"
+    thumbnails.mkdir(exist_ok=True)
+    (thumbnails / f"{path.stem}.png").write_bytes(figure[0])
 
 
 def main() -> None:
     """Read the command line and build."""
     args, paths = read_command()
-    if args.slides:
+    sys.stdout.reconfigure(line_buffering=True)
+    if args.in_place:
+        execute_in_place(paths)
+    elif args.kept:
+        site = Site(BUILD / "site", [kept(path) for path in paths], HERE)
+        site.write()
+        site.reference()
+        print(f"Open {site.index.as_uri()} in a browser.")
+    elif args.slides:
         write_decks([kept(path) for path in paths], BUILD / "slides")
-        print("Open build/slides/index.html in a browser.")
+        print(f"Open {(BUILD / 'slides' / 'index.html').as_uri()} in a browser.")
     elif args.test_yourself:
         BUILD.mkdir(exist_ok=True)
         nbformat.write(gather([kept(path) for path in paths]), BUILD / "test_yourself.ipynb")
         print("Open build/test_yourself.ipynb in JupyterLab.")
     else:
-        # A number on the command line is one in the lesson, too.
-        parameters = {k: int(v) if v.isdecimal() else v for k, v in args.parameters}
-        site = None if args.in_place else Site(BUILD / "site")
-        lessons, failures = [], []
-        for found in map(kept, paths) if args.kept else run_all(paths, parameters):
-            if isinstance(found, str):
-                failures.append(found)
-                continue
-            lessons.append(found)
-            if site:
-                site.lesson(found)
-            else:
-                keep(found, HERE / f"{found.name}.ipynb")
-        if site:
-            site.finish(lessons, HERE)
-            print("Open build/site/index.html in a browser.")
-        if failures:
-            sys.exit("\n".join(failures))
+        execute(paths, args.parameters)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -298,10 +297,10 @@ def images() -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def lessons() -> list:
     """Give the lessons with the outputs that are kept in them."""
-    from kit.pages import Lesson
+    from kit.lesson import kept
 
     paths = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
-    return [Lesson(path.stem, nbformat.read(path, as_version=4)) for path in paths]
+    return [kept(path) for path in paths]
 
 
 @pytest.fixture(scope="session")
@@ -309,10 +308,10 @@ def site(lessons: list, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give the folder of the site."""
     from kit.pages import Site
 
-    made = Site(tmp_path_factory.mktemp("site"))
-    for lesson in lessons:
-        made.lesson(lesson)
-    made.finish(lessons, Path(__file__).parents[1] / "notebooks")
+    home = Path(__file__).parents[1] / "notebooks"
+    made = Site(tmp_path_factory.mktemp("site"), lessons, home)
+    made.write()
+    made.reference()
     return made.folder
 
 

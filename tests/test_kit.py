@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from kit.exercises import gather
-from kit.pages import Lesson
+from kit.lesson import Lesson
 from kit.slides import deck, gist
 
 ROOT = Path(__file__).parents[1]

@@ -2,13 +2,18 @@
 
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -53,6 +58,7 @@ def test_pages_stand_alone_and_the_index_leads_to_them(build, tmp_path, monkeypa
     shown = new_code_cell("print('model:', MODEL, ROWS + 1)")
     link = new_markdown_cell("See [another](02_other.ipynb) and [`[CLS]`](GLOSSARY.md#cls).")
     write(tmp_path / "01_one.ipynb", shown, link)
+    write(tmp_path / "02_other.ipynb")
     before = (tmp_path / "01_one.ipynb").read_bytes()
     run(build, monkeypatch, "--only", "01_one", "-p", "MODEL", "mine", "-p", "ROWS", "6")
     site = tmp_path / "build" / "site"
@@ -66,18 +72,106 @@ def test_pages_stand_alone_and_the_index_leads_to_them(build, tmp_path, monkeypa
     assert 'href="01_one.html"' in index and "A lesson" in index and "&lt;little&gt;" in index
     assert (site / "01_one.png").stat().st_size > 1000
     assert (tmp_path / "01_one.ipynb").read_bytes() == before
-    assert re.search(r"01_one … \d+ s", capsys.readouterr().out)
+    other = (site / "02_other.html").read_text()
+    assert "Ran on this machine on" in page and "were kept with the lesson" not in page
+    assert "were kept with the lesson" in other and "Ran on this machine" not in other
+    assert 'rel="next" href="02_other.html"' in page and 'rel="prev" href="01_one.html"' in other
+    said = capsys.readouterr().out
+    assert (site / "index.html").as_uri() in said and re.search(r"01_one: \d+ s", said)
+
+
+def test_the_site_can_be_read_before_anything_runs(build, tmp_path, monkeypatch):
+    """A lesson reads its own page while it runs."""
+    read = "from pathlib import Path\npage = Path('build/site/01_one.html').read_text()"
+    look = f"{read}\nprint('was', 'kept with' in page)"
+    write(tmp_path / "01_one.ipynb", new_code_cell(look))
+    run(build, monkeypatch)
+    page = (tmp_path / "build" / "site" / "01_one.html").read_text()
+    assert "was True" in page and "kept with the lesson" not in page
 
 
 def test_a_failing_cell_names_itself_and_the_others_still_run(build, tmp_path, monkeypatch):
     write(tmp_path / "01_bad.ipynb", new_code_cell("value = {}\nvalue['missing']"))
-    write(tmp_path / "02_good.ipynb")
+    write(tmp_path / "02_dies.ipynb", new_code_cell("import os\nos._exit(3)"))
+    write(tmp_path / "03_good.ipynb")
     with pytest.raises(SystemExit) as stopped:
         run(build, monkeypatch)
     message = str(stopped.value)
-    assert "01_bad.ipynb" in message and "value = {}" in message
-    assert "KeyError" in message and "missing" in message
-    assert (tmp_path / "build" / "site" / "02_good.html").exists()
+    assert re.search(r"01_bad.ipynb, cell 4 \(value = {}\): KeyError: 'missing'", message)
+    assert "02_dies.ipynb, cell 4 (import os): Kernel died" in message
+    site = tmp_path / "build" / "site"
+    assert "Ran on this machine" in (site / "03_good.html").read_text()
+    bad = (site / "01_bad.html").read_text()
+    assert "A run on this machine failed" in bad and "KeyError" in bad
+
+
+def test_lessons_run_side_by_side_and_one_with_ray_alone(tmp_path, monkeypatch):
+    """Two wait for each other, so they can only run together; the other sees that both ended."""
+    from kit import execution
+
+    monkeypatch.setattr(execution, "cores", lambda: 4)
+    monkeypatch.setattr(execution, "LESSON_BYTES", 1)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    meet = (
+        "import os, time\nfrom pathlib import Path\n"
+        "Path(f'here_{MODEL}').touch()\nuntil = time.time() + 60\n"
+        "while len(list(Path('.').glob('here_*'))) < 2: assert time.time() < until\n"
+        "Path(f'threads_{MODEL}').write_text(os.environ['OMP_NUM_THREADS'])"
+    )
+    for name in ("01_one", "02_two"):
+        write(tmp_path / f"{name}.ipynb", new_code_cell(f"MODEL = {name!r}\n{meet}"))
+    alone = (
+        '"""\nimport ray\n"""\nimport os\nfrom pathlib import Path\n'
+        "assert len(list(Path('.').glob('threads_*'))) == 2\nos.environ['OMP_NUM_THREADS']"
+    )
+    write(tmp_path / "00_ray.ipynb", new_code_cell(alone))
+    paths = sorted(tmp_path.glob("*.ipynb"))
+    found = {each.name: each for each in execution.run_all(paths, {}, tmp_path / "executed")}
+    assert not found["01_one"].failure and not found["02_two"].failure
+    assert (tmp_path / "threads_01_one").read_text() == "2"
+    assert "KeyError: 'OMP_NUM_THREADS'" in found["00_ray"].failure  # it has all threads
+
+
+def test_what_a_lesson_prints_beside_its_cells_goes_to_its_log(build, tmp_path, monkeypatch, capfd):
+    write(tmp_path / "01_one.ipynb", new_code_cell("import os\nos.system('echo noise >&2')"))
+    run(build, monkeypatch)
+    assert "noise" not in "".join(capfd.readouterr())
+    assert "noise" in (tmp_path / "build" / "executed" / "01_one.log").read_text()
+
+
+def test_a_map_that_a_lesson_saves_stands_in_its_page(build, tmp_path, monkeypatch):
+    write(tmp_path / "01_one.ipynb")
+    save = "from pathlib import Path\nPath('build/executed/02_two_map.html').write_text('a map')"
+    write(tmp_path / "02_two.ipynb", new_code_cell(save))
+    run(build, monkeypatch)
+    site = tmp_path / "build" / "site"
+    assert (site / "02_two_map.html").read_text() == "a map"
+    assert '<iframe src="02_two_map.html"' in (site / "02_two.html").read_text()
+    assert "<iframe" not in (site / "01_one.html").read_text()
+
+
+@pytest.mark.fault("interruptions")
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_ctrl_c_stops_soon_and_leaves_no_kernel(tmp_path):
+    wait = "import os, time\nfrom pathlib import Path\nPath('pid').write_text(str(os.getpid()))"
+    write(tmp_path / "01_one.ipynb", new_code_cell(f"{wait}\ntime.sleep(300)"))
+    code = (
+        "import sys; from pathlib import Path; from kit.execution import run_all; "
+        "list(run_all([Path(sys.argv[1])], {}, Path('executed')))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "01_one.ipynb"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "notebooks")},
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.time() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.time() < until
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=20) != 0
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_in_place_keeps_outputs_and_drops_what_differs_by_machine(build, tmp_path, monkeypatch):
@@ -105,7 +199,7 @@ def test_kept_outputs_make_the_same_pages_and_nothing_runs(build, tmp_path, monk
     run(build, monkeypatch, "--kept")
     site = tmp_path / "build" / "site"
     assert "kept and not run" in (site / "01_one.html").read_text()
-    assert "ran in" not in (site / "index.html").read_text()
+    assert "ran here" not in (site / "index.html").read_text()
     with pytest.raises(SystemExit):
         run(build, monkeypatch, "--kept", "-p", "MODEL", "mine")
 

@@ -7,7 +7,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from kit.pages import Lesson, plain
+from kit.lesson import Lesson, plain
 
 OPENING = """# Test yourself
 

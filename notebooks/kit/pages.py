@@ -3,12 +3,12 @@
 Every page works when opened as a file, and asks for nothing but its neighbours.
 """
 
-import base64
+import functools
 import html
 import json
+import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
@@ -20,91 +20,73 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 import embedkit
+from kit.lesson import Lesson
 
 KIT = Path(__file__).resolve().parent
 PAGE = Template((KIT / "page.html").read_text(encoding="utf-8"))
+INDEX = Template((KIT / "index.html").read_text(encoding="utf-8"))
 MODULES = ("embedkit", "embedkit.evaluate", "embedkit.pooling")
 
-CARD = Template("""<li>
-<a href="$name.html"><img src="$name.png" alt="$alt"></a>
-<div><h2><a href="$name.html">$title</a></h2><p>$promise</p>$ran</div>
+CARD = Template("""<li class="card">
+<a class="map" href="$name.html" tabindex="-1" aria-hidden="true">$figure</a>
+<h3><a href="$name.html"><span class="number">$number</span> $title</a></h3>
+<p>$promise</p>
+<ul class="goals">$goals</ul>
+<p class="time">$time</p>
 </li>
 """)
 
-
-@dataclass
-class Lesson:
-    """An executed notebook and what the index says of it."""
-
-    name: str
-    notebook: NotebookNode
-    seconds: float | None = None  # how long it ran just now; None if its outputs were kept
-
-    @property
-    def title(self) -> str:
-        """The first heading."""
-        return self._first_cell(r"^# +(.+)$", self.name)
-
-    @property
-    def promise(self) -> str:
-        """The sentence in italics under it."""
-        return self._first_cell(r"^\*([^*].+)\*$", "")
-
-    def _first_cell(self, pattern: str, default: str) -> str:
-        found = re.search(pattern, self.notebook.cells[0].source, flags=re.MULTILINE)
-        return found.group(1).strip() if found else default
-
-    def thumbnail(self) -> tuple[bytes, str]:
-        """Find the figure of the cell tagged ``thumbnail``, and its alternative text."""
-        for cell in self.notebook.cells:
-            if "thumbnail" in cell.metadata.get("tags", []):
-                for output in cell.outputs:
-                    png = output.get("data", {}).get("image/png")
-                    if png:
-                        return base64.b64decode(png), cell.metadata.get("alt", "")
-        raise ValueError(f"{self.name}: no cell tagged 'thumbnail' has drawn a figure")
+MAP = Template("""<section class="live">
+<h2 id="the-map-to-explore">The map, to explore</h2>
+<iframe src="$name" title="Interactive map of this lesson" loading="lazy"></iframe>
+<p><a href="$name">The map on a page of its own</a></p>
+</section>
+""")
 
 
 class Site:
-    """A folder of pages, and what the search knows of them."""
+    """A folder of pages: a page for each lesson, and what leads to it.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.sections: list[dict[str, str]] = []
+    Parameters
+    ----------
+    folder : Path
+        Where the site is written.
+    lessons : list of Lesson
+        In the order in which they are read.
+    home : Path
+        The folder of the lessons, whose texts and figures the site shows, too.
+    """
+
+    def __init__(self, folder: Path, lessons: list[Lesson], home: Path):
+        self.folder, self.home = folder, home
+        self.lessons = {lesson.name: lesson for lesson in lessons}
+        self.sections: dict[str, list[dict[str, str]]] = {}  # what the search knows, by page
         folder.mkdir(parents=True, exist_ok=True)
 
-    def lesson(self, lesson: Lesson) -> None:
-        """Write a lesson and the figure that stands for it."""
-        self._write(f"{lesson.name}.html", lesson.title, notebook_html(lesson.notebook))
-        (self.folder / f"{lesson.name}.png").write_bytes(lesson.thumbnail()[0])
+    @property
+    def index(self) -> Path:
+        """The page to open."""
+        return self.folder / "index.html"
 
-    def text(self, path: Path) -> None:
-        """Write a Markdown file as a page."""
-        # Links lead to headings as GitHub names them, in small letters.
-        source = path.read_text(encoding="utf-8")
-        body = re.sub(r'id="[^"]+"', lambda found: found.group().lower(), markdown2html(source))
-        if "<h2" not in body:  # no level may be skipped
-            body = re.sub(r"(</?h)3\b", r"\g<1>2", body)
-        heading = re.search(r"^# +(.+)$", source, flags=re.MULTILINE)
-        self._write(f"{path.stem}.html", heading[1] if heading else path.stem, body)
+    def write(self) -> None:
+        """Write all pages but the reference."""
+        for folder in (self.home / "images", self.home / "figures"):
+            if folder.is_dir():
+                shutil.copytree(folder, self.folder / folder.name, dirs_exist_ok=True)
+        shutil.copy(KIT / "site.js", self.folder)
+        styles = [(KIT / "site.css").read_text(encoding="utf-8"), code_colors()]
+        (self.folder / "site.css").write_text("\n".join(styles), encoding="utf-8")
+        for lesson in self.lessons.values():
+            self._write_lesson(lesson)
+        for path in sorted(self.home.glob("*.md")):
+            self._write_text(path)
+        self._write_index()
 
-    def index(self, lessons: list[Lesson]) -> None:
-        """Write the page that leads to the others."""
-        cards = "".join(
-            CARD.substitute(
-                name=lesson.name,
-                alt=html.escape(lesson.thumbnail()[1]),
-                title=html.escape(lesson.title),
-                promise=html.escape(lesson.promise),
-                ran=f'<p class="time">ran in {lesson.seconds:.0f} s</p>' if lesson.seconds else "",
-            )
-            for lesson in lessons
-        )
-        body = (
-            "<h1>embedkit</h1><p>What is an embedding, how do you get one from your model, and "
-            f"what does it look like?</p><ul class='lessons'>{cards}</ul>"
-        )
-        self._write("index.html", "embedkit: lessons on embeddings", body)
+    def replace(self, lesson: Lesson) -> None:
+        """Write a lesson again, now that it was executed."""
+        self.lessons[lesson.name] = lesson
+        self._write_lesson(lesson)
+        self._write_index()
 
     def reference(self) -> None:
         """Write the public names of embedkit, from their docstrings."""
@@ -118,37 +100,139 @@ class Site:
             body = pdoc.render.html_module(module, modules)
             body = re.sub(r'<h6 id="[\w-]+">(.*?)</h6>', r'<p class="part">\1</p>', body)
             self._write(f"api/{name.replace('.', '/')}.html", name, body)
+        self._write_search()
 
-    def finish(self, lessons: list[Lesson], home: Path) -> None:
-        """Write what stands beside the lessons in their folder, and what leads to all of it."""
-        for path in sorted(home.glob("*.md")):
-            self.text(path)
-        self.index(lessons)
-        self.reference()
-        for folder in (home / "images", home / "figures"):
-            if folder.is_dir():
-                shutil.copytree(folder, self.folder / folder.name, dirs_exist_ok=True)
-        shutil.copy(KIT / "site.js", self.folder)
-        styles = [(KIT / "site.css").read_text(encoding="utf-8"), code_colours()]
-        (self.folder / "site.css").write_text("\n".join(styles), encoding="utf-8")
-        index = f"window.searchIndex = {json.dumps(self.sections, ensure_ascii=False)};\n"
-        (self.folder / "search-index.js").write_text(index, encoding="utf-8")
+    def _write_lesson(self, lesson: Lesson) -> None:
+        """Write a lesson, the figure that stands for it, and the map it saved."""
+        body = notebook_html(lesson.notebook)
+        figure = lesson.thumbnail()
+        if figure:
+            (self.folder / f"{lesson.name}.png").write_bytes(figure[0])
+        if lesson.map_page:
+            name = f"{lesson.name}_map.html"
+            shutil.copy(lesson.map_page, self.folder / name)
+            body += MAP.substitute(name=name)
+        body = f'<p class="origin">{origin(lesson)}</p>{body}{self._neighbours(lesson)}'
+        self._write(f"{lesson.name}.html", lesson.title, body, contents=True)
 
-    def _write(self, name: str, title: str, body: str) -> None:
+    def _neighbours(self, lesson: Lesson) -> str:
+        """Make the links to the lesson before and the one after."""
+        order = list(self.lessons.values())
+        at = list(self.lessons).index(lesson.name)
+        near = {"prev": order[:at][-1:], "next": order[at + 1 :][:1]}
+        words = {"prev": "Previous", "next": "Next"}
+        links = [
+            f'<a rel="{rel}" href="{each.name}.html">'
+            f"<span>{words[rel]}</span> {html.escape(each.title)}</a>"
+            for rel, found in near.items()
+            for each in found
+        ]
+        return f'<nav class="turn" aria-label="Other lessons">{"".join(links)}</nav>'
+
+    def _write_text(self, path: Path) -> None:
+        """Write a Markdown file as a page."""
+        # Links lead to headings as GitHub names them, in small letters.
+        source = path.read_text(encoding="utf-8")
+        body = re.sub(r'id="[^"]+"', lambda found: found.group().lower(), markdown2html(source))
+        if "<h2" not in body:  # no level may be skipped
+            body = re.sub(r"(</?h)3\b", r"\g<1>2", body)
+        heading = re.search(r"^# +(.+)$", source, flags=re.MULTILINE)
+        self._write(f"{path.stem}.html", heading[1] if heading else path.stem, body, contents=True)
+
+    def _write_index(self) -> None:
+        """Write the page that leads to the others, and what the search knows."""
+        minutes = reading_minutes(self.home.parent / "README.md")
+        cards = {"start": "", "recipes": "", "behind": ""}
+        for lesson in self.lessons.values():
+            part = "start" if lesson.name < "01" else "recipes" if lesson.name < "05" else "behind"
+            cards[part] += card(lesson, minutes.get(lesson.name))
+        self._write("index.html", "embedkit: lessons on embeddings", INDEX.substitute(cards))
+        self._write_search()
+
+    def _write(self, name: str, title: str, body: str, contents: bool = False) -> None:
         """Write a page, in which links between files lead to their pages."""
         body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
         body = re.sub(r'href="([\w/]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', body)
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        root = "../" * name.count("/")
-        page = PAGE.substitute(title=html.escape(title), root=root, body=body)
-        path.write_text(page, encoding="utf-8")
-        self.sections += sections(name, title, body)
+        page = PAGE.substitute(
+            title=html.escape(title),
+            root="../" * name.count("/"),
+            contents=table_of_contents(body) if contents else "",
+            body=body,
+        )
+        put(self.folder / name, page)
+        self.sections[name] = sections(name, title, body)
+
+    def _write_search(self) -> None:
+        known = [section for page in self.sections.values() for section in page]
+        index = f"window.searchIndex = {json.dumps(known, ensure_ascii=False)};\n"
+        put(self.folder / "search-index.js", index)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file at once, so that a page that is open meanwhile is never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def origin(lesson: Lesson) -> str:
+    """Say, in HTML, where the outputs of a lesson come from."""
+    when = lesson.ended and f"{lesson.ended.day} {lesson.ended:%B %Y at %H:%M}"
+    if lesson.failure:
+        failure = html.escape(lesson.failure)
+        return f"<strong>A run on this machine failed</strong> on {when}: {failure}. {KEPT}"
+    if lesson.seconds is not None:
+        return f"Ran on this machine on {when}, in {lesson.seconds:.0f} s."
+    return KEPT
+
+
+KEPT = "The outputs below were kept with the lesson: it has not run on this machine."
+
+
+def card(lesson: Lesson, minutes: str | None) -> str:
+    """Say on the index what a lesson is, what it leads to, and how long it takes."""
+    figure = lesson.thumbnail()
+    reading = f"{minutes} minutes to read and try" if minutes else ""
+    ran = f"ran here in {lesson.seconds:.0f} s" if lesson.seconds is not None else ""
+    return CARD.substitute(
+        name=lesson.name,
+        figure=f'<img src="{lesson.name}.png" alt="">' if figure else "",
+        number=lesson.name[:2],
+        title=html.escape(lesson.title),
+        promise=html.escape(lesson.promise),
+        goals="".join(f"<li>{markdown2html(goal).strip()[3:-4]}</li>" for goal in lesson.goals),
+        time=" · ".join(part for part in (reading, ran) if part),
+    )
+
+
+def reading_minutes(readme: Path) -> dict[str, str]:
+    """Read from the project's page how many minutes each lesson takes its reader."""
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    return dict(re.findall(r"\(notebooks/(\w+)\.ipynb\) \|[^|]*\| *(\d+) *\|", text))
+
+
+def table_of_contents(body: str) -> str:
+    """Make links to the headings of a page, which stand at its side where there is room."""
+    found = re.findall(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)</h2>', body, flags=re.DOTALL)
+    links = "".join(f'<li><a href="#{anchor}">{words(text)}</a></li>' for anchor, text in found)
+    if not links:
+        return ""
+    return (
+        '<details class="contents"><summary>On this page</summary>'
+        f'<nav aria-label="On this page"><ol>{links}</ol></nav></details>'
+    )
+
+
+@functools.cache
+def exporter() -> HTMLExporter:
+    """Make what turns notebooks into HTML; it takes a while to read its templates."""
+    return HTMLExporter(template_name="basic")
 
 
 def notebook_html(notebook: NotebookNode) -> str:
     """Make the inside of a page of a notebook, without what would come from elsewhere."""
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
+    body, _ = exporter().from_notebook_node(notebook)
     body = body.replace("<th></th>", "<td></td>")  # a heading that heads nothing
     return re.sub(r'<img [^>]*src="https?:[^>]*>', _alternative, body)
 
@@ -156,12 +240,6 @@ def notebook_html(notebook: NotebookNode) -> str:
 def _alternative(image: re.Match[str]) -> str:
     found = re.search(r'alt="([^"]*)"', image.group())
     return found.group(1) if found else ""
-
-
-def plain(text: str) -> str:
-    """Leave out badges and, of links, all but their words."""
-    text = re.sub(r"^\[!\[.*$", "", text, flags=re.MULTILINE).strip()
-    return re.sub(r"(?<!!)\[((?:`[^`]*`|[^\[\]])+)\]\([^)]+\)", r"\1", text)
 
 
 def sections(name: str, title: str, body: str) -> list[dict[str, str]]:
@@ -186,8 +264,8 @@ def words(markup: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())
 
 
-def code_colours() -> str:
-    """Give the colours of code, of which none is faint on its ground, light or dark."""
+def code_colors() -> str:
+    """Give the colors of code, of which none is faint on its ground, light or dark."""
     both = {"": "xcode", "[data-theme=dark] ": "monokai"}
     code = ":is(.highlight, .codehilite, .signature)"
     styles = [

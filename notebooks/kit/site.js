@@ -1,4 +1,5 @@
-// What a page does beyond being read: light or dark, the search, and the keyboard where it scrolls.
+// What a page does beyond being read: light or dark, the search, its contents at the side, code to copy,
+// and the keyboard where something scrolls.
 const root = document.currentScript.dataset.root;
 const page = document.documentElement;
 const prefersDark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -45,7 +46,47 @@ addEventListener("DOMContentLoaded", () => {
   };
   const [input, count, list] = ["search", "count", "found"].map((id) => document.getElementById(id));
   input.oninput = () => search(input, count, list);
+  addEventListener("keydown", ({ key }) => {
+    if (key === "Escape") list.replaceChildren();
+  });
+  showContents(document.querySelector(".contents"));
+  document.querySelectorAll("main :is(.highlight, .codehilite)").forEach(offerCopy);
   for (const part of document.querySelectorAll("main :is(.output, pre, table)")) {
     if (part.scrollWidth > part.clientWidth) part.tabIndex = 0;
   }
 });
+
+// At the side the contents are open, and the section that is being read is marked.
+function showContents(contents) {
+  if (!contents) return;
+  const wide = matchMedia("(min-width: 1100px)");
+  const fit = () => (contents.open = wide.matches);
+  wide.addEventListener("change", fit);
+  fit();
+  const links = [...contents.querySelectorAll("a")];
+  const headings = links.map((link) => document.getElementById(decodeURIComponent(link.hash.slice(1))));
+  const mark = () => {
+    const read = headings.findLastIndex((heading) => heading.getBoundingClientRect().top < 120);
+    links.forEach((link, at) => link.toggleAttribute("aria-current", at === read));
+  };
+  addEventListener("scroll", mark, { passive: true });
+  mark();
+}
+
+function offerCopy(block) {
+  if (!block.querySelector("pre") || block.closest(".output, .signature")) return;
+  const button = document.createElement("button");
+  button.className = "copy";
+  button.type = "button";
+  button.textContent = "Copy";
+  button.onclick = async () => {
+    await navigator.clipboard.writeText(block.querySelector("pre").textContent.trimEnd());
+    button.textContent = "Copied";
+    button.classList.add("done");
+    setTimeout(() => {
+      button.textContent = "Copy";
+      button.classList.remove("done");
+    }, 2000);
+  };
+  block.append(button);
+}

@@ -20,10 +20,11 @@ from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
-from kit.pages import KIT, Lesson, code_colours, plain
+from kit.lesson import Lesson, plain
+from kit.pages import KIT, code_colors
 
 DECK = Template((KIT / "deck.html").read_text(encoding="utf-8"))
-REVEAL = ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes/notes.js")
+REVEAL = ("reset.css", "reveal.css", "reveal.js", "plugin/notes.js")
 
 
 def deck(lesson: Lesson) -> str:
@@ -81,14 +82,14 @@ def output(cell: NotebookNode, line: str | None) -> str:
 
 def write_decks(lessons: list[Lesson], folder: Path) -> None:
     """Write a deck for each lesson, the page that leads to them, and what they share."""
-    reveal = importlib.util.find_spec("sphinx_revealjs")
+    reveal = importlib.util.find_spec("pyreveal")
     if reveal is None:
         sys.exit("slides need reveal.js: install the extra `slides`, as `make slides` does")
-    source = Path(reveal.submodule_search_locations[0]) / "_static" / "revealjs"
+    source = Path(reveal.submodule_search_locations[0]) / "revealjs" / "dist"
     folder.mkdir(parents=True, exist_ok=True)
     for part in REVEAL:
         shutil.copy(source / part, folder)
-    style = (KIT / "deck.css").read_text(encoding="utf-8") + code_colours()
+    style = (KIT / "deck.css").read_text(encoding="utf-8") + code_colors()
     (folder / "deck.css").write_text(style, encoding="utf-8")
     shutil.copytree(KIT.parent / "figures", folder / "figures", dirs_exist_ok=True)
     for lesson in lessons:
