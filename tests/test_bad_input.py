@@ -291,7 +291,7 @@ def test_evaluate(score, given, expected):
         ("a number", 7, {}, r"load_data\(7\)"),
         ("an empty name", "", {}, r"load_data\(''\)"),
         ("no split", "bundled/reviews", {"split": None}, "give the name of one split"),
-        ("an unknown split", "bundled/reviews", {"split": "dev"}, "choose from foreign, test, tr"),
+        ("an unknown split", "bundled/reviews", {"split": "dev"}, "choose from foreign, queries"),
         ("a way out of the folder", "bundled/../reviews", {}, "choose from bundled/digits"),
         ("another's split", "bundled/reviews", {"split": "../digits/test"}, "has no split"),
         ("a string for columns", "bundled/reviews", {"columns": "text"}, "give a dict"),

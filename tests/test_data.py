@@ -64,7 +64,8 @@ def test_bundled_columns_and_names(splits):
 def test_there_is_a_card_and_there_are_no_other_splits():
     for name, known in SPLITS.items():
         files = {path.stem for path in (DATA / name).glob("*.parquet")}
-        assert files == set(known)
+        # The queries that search the reviews are held by tests of their own.
+        assert files - {"queries"} == set(known)
         assert (DATA / name / "README.md").is_file()
 
 

@@ -1,11 +1,13 @@
-"""Check the texts written for this project and pack them as Parquet: reviews and entities.
+"""Check the texts written for this project and pack them as Parquet: reviews, queries, entities.
 
 Run it after editing the sources beside it::
 
     python data/recipes/pack_texts.py
 
-`reviews.tsv` and `reviews_foreign.tsv` hold a label, a product and a text per line. The files
-`entities_*.txt` hold a sentence per line, with mentions marked as ``[Lisbon|LOC]``.
+`reviews.tsv` and `reviews_foreign.tsv` hold a label, a product and a text per line. `queries.txt`
+holds a block per query: its product, its wording, its text and what makes a review relevant, then
+the opening of each relevant review, one a line. The files `entities_*.txt` hold a sentence per
+line, with mentions marked as ``[Lisbon|LOC]``.
 """
 
 import random
@@ -83,6 +85,28 @@ def split_reviews(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]
     return splits
 
 
+def find_review(opening: str, reviews: list[dict[str, str]]) -> int:
+    """Find the row of the only review that opens with these words."""
+    found = [row for row, review in enumerate(reviews) if review["text"].startswith(opening)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} reviews open with {opening!r}; copy more words of the one")
+    return found[0]
+
+
+def read_queries(path: Path, reviews: list[dict[str, str]]) -> list[dict[str, str | list[int]]]:
+    """Read each query with the rows of the reviews that were judged relevant to it."""
+    queries: list[dict[str, str | list[int]]] = []
+    for block in path.read_text(encoding="utf-8").strip().split("\n\n"):
+        head, *openings = block.splitlines()
+        product, wording, text, criterion = head.split("\t")
+        relevant = sorted({find_review(opening, reviews) for opening in openings})
+        if not 3 <= len(relevant) == len(openings) <= 30:
+            raise ValueError(f"{path.name}: {text!r} needs 3 to 30 relevant reviews, none twice")
+        row = {"text": text, "product": product, "wording": wording, "criterion": criterion}
+        queries.append({**row, "relevant": relevant})
+    return queries
+
+
 def read_entities(path: Path) -> list[dict[str, list[str]]]:
     """Read marked sentences as words and BIO tags."""
     rows = []
@@ -124,6 +148,15 @@ def main() -> None:
     for split, rows in splits.items():
         Dataset.from_list(rows, features=features).to_parquet(DATA / "reviews" / f"{split}.parquet")
         print(f"reviews/{split}: {len(rows)} texts")
+    features = Features(
+        {
+            **dict.fromkeys(["text", "product", "wording", "criterion"], Value("string")),
+            "relevant": List(Value("int32")),
+        }
+    )
+    queries = read_queries(HERE / "queries.txt", splits["train"])
+    Dataset.from_list(queries, features=features).to_parquet(DATA / "reviews" / "queries.parquet")
+    print(f"reviews/queries: {len(queries)} queries")
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=TAGS))})
     for split in ("train", "test", "drifted"):
         rows = read_entities(HERE / f"entities_{split}.txt")
