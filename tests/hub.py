@@ -119,15 +119,20 @@ class Hub:
     def _listing(
         self, repository: str, what: str | None, revision: str | None, sent: bytes
     ) -> tuple[int, dict[str, str], bytes]:
-        folder = self._folder(repository, revision or "main")
-        if isinstance(folder, str):
+        revision = revision or "main"
+        folder = self._folder(repository, revision)
+        files = {"config.json": 2, "README.md": 2}  # of a gated one the listing can be seen
+        if isinstance(folder, Path):
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        elif folder != "GatedRepo":
             return _refusal(404, folder)
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        is_commit = re.fullmatch("[0-9a-f]{40}", revision)
         answer: Any = {
             "id": repository,
             "modelId": repository,
-            "sha": commit(repository, revision or "main"),
-            "siblings": [{"rfilename": path.name} for path in files],
+            "sha": revision if is_commit else commit(repository, revision),
+            "siblings": [{"rfilename": name} for name in files],
             "tags": ["transformers"],
             "private": False,
             "gated": False,
@@ -136,9 +141,9 @@ class Hub:
             wanted = parse_qs(sent.decode()).get("paths") if sent[:1] != b"{" else None
             wanted = wanted or (json.loads(sent)["paths"] if sent[:1] == b"{" else None)
             answer = [
-                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
-                for path in files
-                if wanted is None or path.name in wanted
+                {"type": "file", "path": name, "size": size, "oid": "0" * 40}
+                for name, size in files.items()
+                if wanted is None or name in wanted
             ]
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 

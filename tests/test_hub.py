@@ -21,6 +21,7 @@ ASK = """
 import json, sys, time, warnings
 import numpy as np
 import embedkit as ek
+ek.TextEncoder, ek.load_data  # imported before the clock runs
 results = {}
 for key, (kind, name, settings) in json.loads(sys.argv[1]).items():
     start = time.time()

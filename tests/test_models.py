@@ -1,5 +1,6 @@
 """Where models come from, and what a learner is told when one can't be had."""
 
+import errno
 import json
 import os
 import pickle
@@ -7,8 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import embedkit as ek
-from embedkit.loading import models
+from embedkit.loading import _bundled, hub, models
 from tests.hub import Hub, commit
 
 MINILM = "bundled/all-MiniLM-L6-v2"
@@ -28,9 +32,10 @@ ROOT = Path(__file__).parents[1]
 LOAD = """
 import json, sys, time
 import embedkit as ek
-from embedkit.loading import models
+from embedkit.loading import _bundled
 if sys.argv[2:] == ["without bundled"]:
-    models.find_spec = lambda name: None
+    _bundled.find_spec = lambda name: None
+ek.TextEncoder  # imported before the clock runs
 results = {}
 for key, (name, settings) in json.loads(sys.argv[1]).items():
     start = time.time()
@@ -53,7 +58,7 @@ def load_elsewhere(url, home, *options, **wanted):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1, done.stdout  # nothing else is said or asked
-    return json.loads(done.stdout)
+    return {**json.loads(done.stdout), "shown": done.stderr}
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +177,20 @@ def test_what_the_hub_refuses_is_explained(loaded, key, message):
     assert result["seconds"] < 10
 
 
+@pytest.mark.slow
+def test_a_download_shows_its_progress_and_a_cached_model_loads_without_a_bar(loaded):
+    assert "Fetching" in loaded["first"]["shown"]
+    assert "Fetching" not in loaded["gone"]["shown"]
+    assert "Loading weights" not in loaded["first"]["shown"]  # of transformers, for each model
+
+
+@pytest.mark.slow
+def test_a_model_asks_the_hub_for_its_files_once(loaded):
+    asked = [line for line in loaded["requests"] if line.startswith("GET") and "/resolve/" in line]
+    names = [line.split()[1] for line in asked if "safetensors" in line and "me/bert/" in line]
+    assert len(names) == len(set(names)) == 2, names  # one for each commit
+
+
 @pytest.mark.fault("the Hub refuses")
 @pytest.mark.slow
 def test_nothing_pickled_and_no_code_is_downloaded(loaded):
@@ -207,7 +226,7 @@ def copied(tiny, tmp_path):
 def test_offline_without_the_package_the_extra_is_named(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    monkeypatch.setattr("embedkit.loading._bundled.find_spec", lambda name: None)
+    monkeypatch.setattr(_bundled, "find_spec", lambda name: None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match=r"HF_HUB_OFFLINE is set.*install the extra 'bundled'"):
@@ -242,6 +261,67 @@ def test_altered_bundled_weights_are_refused(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"not the published ones \(SHA-256 .*reinstall"):
         ek.TextEncoder(MINILM)
+
+
+def test_the_bundled_weights_are_hashed_once():
+    _bundled._sha256.cache_clear()
+    for _ in range(3):
+        models.load_tokenizer(MINILM)
+    assert _bundled._sha256.cache_info().misses == 1
+
+
+@pytest.mark.fault("two threads")
+def test_loading_in_two_threads_leaves_bars_and_reports_as_they_were(tiny):
+    """One thread ends while the other still loads; what was on before is on after."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = (
+        tf.utils.logging.get_verbosity(),
+        tf.utils.logging.is_progress_bar_enabled(),
+        are_progress_bars_disabled(),
+        tf.utils.logging.set_tqdm_hook(None),
+        [list(each.filters) for each in tf.utils.logging.get_logger("transformers").handlers],
+    )
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(ek.TextEncoder, tiny("bert_classifier")) for _ in range(8)]
+        assert all(task.result().dim == 32 for task in tasks)
+    after = (
+        tf.utils.logging.get_verbosity(),
+        tf.utils.logging.is_progress_bar_enabled(),
+        are_progress_bars_disabled(),
+        tf.utils.logging.set_tqdm_hook(None),
+        [list(each.filters) for each in tf.utils.logging.get_logger("transformers").handlers],
+    )
+    assert before == after
+
+
+@pytest.mark.fault("two threads")
+def test_another_threads_bar_stays_while_a_model_loads(monkeypatch):
+    monkeypatch.setattr(tf.utils.logging, "_tqdm_active", True)
+    made = []
+    with models._quiet():
+        thread = Thread(target=lambda: made.append(tf.utils.logging.tqdm([1], disable=True)))
+        thread.start()
+        thread.join()
+        made.append(tf.utils.logging.tqdm([1]))
+    kinds = [isinstance(each, tf.utils.logging.EmptyTqdm) for each in made]
+    assert kinds == [False, True]
+
+
+@pytest.mark.fault("the disk is full")
+def test_a_full_disk_is_named(monkeypatch):
+    def full(repository, *, local_files_only=False, **_):
+        if local_files_only:
+            raise hub.errors.LocalEntryNotFoundError("not here")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "snapshot_download", full)
+    monkeypatch.setattr(
+        hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=[], sha="")
+    )
+    with pytest.raises(OSError, match=r"me/other: .*could not be stored in .*No space left"):
+        ek.TextEncoder("me/other")
 
 
 def test_an_unknown_bundled_name_lists_what_there_is():

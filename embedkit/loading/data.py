@@ -5,19 +5,20 @@ The columns are always called ``image`` and ``label``, ``text`` and ``label``, o
 """
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.parquet
 from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
+from datasets.config import HF_DATASETS_CACHE
 from datasets.naming import camelcase_to_snakecase
-from huggingface_hub.constants import HF_HUB_CACHE
+from datasets.packaged_modules.cache.cache import Cache
 
 from embedkit.loading import hub
 from embedkit.loading._bundled import FOLDER
+
+_CARD = ("README.md", ".gitattributes")  # each repository has the second, if not the first
 
 
 def load_data(
@@ -73,9 +74,10 @@ def load_data(
     if not isinstance(columns or {}, Mapping):
         raise TypeError(f"load_data(columns={columns!r}): give a dict, old name to new")
     name = os.fspath(name)
-    table = _bundled(name, split) if name.startswith("bundled/") else None
-    if table is None:
-        table = _loaded(name, split, config, revision)
+    if name.startswith("bundled/"):
+        table = _bundled(name, split)
+    else:
+        table = _read(name, split, config, revision)
     for old in columns or {}:
         if old not in table.column_names:
             raise ValueError(
@@ -106,24 +108,22 @@ def _bundled(name: str, split: str) -> Dataset:
     return Dataset(pyarrow.parquet.read_table(splits[split]))
 
 
-def _loaded(name: str, split: str, config: str | None, revision: str | None) -> Dataset:
-    """Load from a folder or the Hub, and say why where it can't be."""
-    local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if local and not Path(name).exists():
-        raise OSError(f"load_data({name!r}): no such folder; give a folder, a Hub id, or bundled/…")
-    copies = _copies(name, revision)
-    online = Path(name).exists() or hub.answers(
-        f"load_data({name!r})",
-        name,
-        "README.md",
-        revision=revision,
-        kind="dataset",
-        cached=bool(copies),
-        way="bundled/digits, bundled/reviews or bundled/entities, which work offline",
-    )
+def _read(name: str, split: str, config: str | None, revision: str | None) -> Dataset:
+    """Read from a folder or the Hub, and say why where that fails."""
+    about = f"load_data({name!r})"
+    copy = None
+    if not Path(name).exists():
+        if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise OSError(f"{about}: no such folder; give a folder, a Hub id, or bundled/…")
+        instead = "bundled/digits, bundled/reviews or bundled/entities, which work offline"
+        card, answered = hub.snapshot(
+            about, name, _CARD, kind="dataset", instead=instead, revision=revision
+        )
+        copy = None if answered else _prepared(name, config, card.name)
     try:
-        with nullcontext() if online else _offline(copies):
+        if copy is None:
             return load_dataset(name, config, split=split, revision=revision)
+        return copy.as_dataset(split=split)
     except Exception as error:  # the readers of files raise all kinds
         reason = " ".join(str(error).split())[:300]
         raise OSError(
@@ -132,30 +132,19 @@ def _loaded(name: str, split: str, config: str | None, revision: str | None) -> 
         ) from error
 
 
-def _copies(name: str, revision: str | None) -> list[Path]:
-    """List what `datasets` has prepared of this revision before."""
-    home = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-    pointer = home / "refs" / (revision or "main")
-    commit = pointer.read_text() if pointer.is_file() else revision
-    parts = [*name.split("/")[:-1], camelcase_to_snakecase(name.split("/")[-1])]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "___".join(parts)
-    return list(folder.glob(f"*/*/{commit}")) if commit else []
-
-
-@contextmanager
-def _offline(copies: list[Path]) -> Iterator[None]:
-    """Have `datasets` take these copies at once, and not after its many tries.
-
-    It takes the one that was changed last, of whatever revision.
-    """
-    for copy in copies:
-        os.utime(copy)
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+def _prepared(name: str, config: str | None, commit: str) -> Cache:
+    """Take what `datasets` prepared of this commit before, without its many tries to ask again."""
+    *owner, own = name.split("/")
+    home = Path(HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(own)])
+    found = sorted(home.glob(f"{config or '*'}/*/{commit}"))
+    if len(found) != 1:
+        parts = ", ".join(path.parts[-3] for path in found) or "none of this commit"
+        raise OSError(
+            f"load_data({name!r}, config={config!r}): the Hub cannot be asked, and of what was "
+            f"loaded before there is {parts}; choose one with `config`, or try again later"
+        )
+    part, version, _ = found[0].parts[-3:]
+    return Cache(dataset_name=own, config_name=part, version=version, hash=commit, repo_id=name)
 
 
 def _with_names(table: Dataset) -> Dataset:

@@ -1,25 +1,28 @@
-"""Asking the Hugging Face Hub once, and saying in one sentence why it does not give a thing.
+"""One way to ask the Hugging Face Hub, and one sentence on why it does not give a thing.
 
 Left to themselves, the libraries ask many times, wait in between, and blame the name for a fault of
 the network.
 """
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub import errors as hub
-from huggingface_hub.utils import validate_repo_id
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi, constants, errors, snapshot_download
+from huggingface_hub.utils import filter_repo_objects
 
 
-def answers(
+def snapshot(
     name: str,
     repository: str,
-    file: str,
+    patterns: Sequence[str],
     *,
-    revision: str | None,
-    kind: str,
-    cached: bool,
-    way: str,
-) -> bool:
-    """Ask the Hub whether it has a repository; False means to go on with the cache alone.
+    kind: Literal["model", "dataset"],
+    instead: str,
+    revision: str | None = None,
+) -> tuple[Path, bool]:
+    """Bring files of a repository into the cache; go on with what is there when the Hub is gone.
 
     Parameters
     ----------
@@ -27,74 +30,87 @@ def answers(
         What the reader wrote; each message begins with it.
     repository : str
         The id.
-    file : str
-        What to ask for. A model without it is none; a data set may do without.
+    patterns : sequence of str
+        Which files, as `fnmatch` reads them.
+    kind : {"model", "dataset"}
+        Which kind of repository it is.
+    instead : str
+        How to go on without the Hub.
     revision : str, optional
         A branch, tag or commit.
-    kind : {"model", "dataset"}
-        Of repository.
-    cached : bool
-        Whether there may be a copy on this machine to go on with.
-    way : str
-        How to do without the Hub.
+
+    Returns
+    -------
+    tuple of (Path, bool)
+        The folder, which is named after the commit, and whether the Hub answered.
 
     Raises
     ------
     OSError
-        If the Hub does not give it, and there is no copy; the message says why and what to do.
+        If the Hub refuses, or cannot be asked and there is no copy; the message says why and what
+        to do.
     """
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": [*patterns]}
+    copy = None
     try:
-        validate_repo_id(repository)
-    except hub.HFValidationError as error:
-        raise OSError(
-            f"{name}: neither a folder nor a Hub id; a Hub id looks like 'google/vit-base-patch16'"
-        ) from error
-    if constants.HF_HUB_OFFLINE:
-        if cached:
-            return False
-        raise OSError(
-            f"{name}: HF_HUB_OFFLINE is set and the {kind} is not in the cache; unset it to "
-            f"download, or use {way}"
-        )
-    url = hf_hub_url(repository, file, repo_type=kind, revision=revision or "main")
-    try:
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except hub.GatedRepoError as error:
-        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
-        raise OSError(
-            f"{name}: the repository is gated; ask for access on {page} "
-            "and log in with `hf auth login`"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise OSError(
-            f"{name}: the Hub has the repository but no revision {revision!r}; "
-            "look up its branches and tags, or leave `revision` out"
-        ) from error
-    except hub.EntryNotFoundError as error:
-        if kind == "model":
-            raise OSError(
-                f"{name}: the repository has no {file}, so it is no transformers model; "
-                "choose one that carries the tag 'transformers'"
-            ) from error
-    except hub.RepositoryNotFoundError as error:
-        token = ", or the token that was sent is not valid" * (error.response.status_code == 401)
-        raise OSError(
-            f"{name}: the Hub has no such repository, or it is private{token}; check the spelling, "
-            "or log in with `hf auth login`"
-        ) from error
-    except hub.HfHubHTTPError as error:
-        if cached:
-            return False
-        status = error.response.status_code
-        raise OSError(
-            f"{name}: the Hub answered with status {status}; that is a fault on its side or too "
-            f"many requests, so try again later, or use {way}"
-        ) from error
+        with suppress(errors.LocalEntryNotFoundError):
+            copy = Path(
+                snapshot_download(repository, repo_type=kind, local_files_only=True, **options)
+            )
+        if constants.HF_HUB_OFFLINE and copy:
+            return copy, False
+        # Asked here first, because this request has a timeout and is made once.
+        ask: Any = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        found = ask(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        names = [file.rfilename for file in found.siblings]
+        files = filter_repo_objects(names, allow_patterns=[*patterns])
+        if copy and copy.name == found.sha and all((copy / file).is_file() for file in files):
+            return copy, True
+        return Path(snapshot_download(repository, repo_type=kind, **options)), True
     except Exception as error:  # the HTTP library under huggingface_hub differs by version
-        if cached:
-            return False
-        raise OSError(
-            f"{name}: could not reach the Hub ({constants.ENDPOINT}): the network failed, not the "
-            f"name ({error}). Check the connection or the proxy, or use {way}"
-        ) from error
-    return True
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        answer = _refusal(cause, repository, kind, revision)
+        if copy and not answer:
+            return copy, False
+        raise OSError(f"{name}: {answer or _absence(cause, kind, instead)}") from error
+
+
+def _refusal(error: object, repository: str, kind: str, revision: str | None) -> str:
+    """Say what the Hub has against a request; nothing if it could not be asked."""
+    if isinstance(error, errors.HFValidationError):
+        return "neither a folder nor a Hub id; a Hub id looks like 'google/vit-base-patch16'"
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{constants.ENDPOINT}/{'datasets/' * (kind == 'dataset')}{repository}"
+        return f"the repository is gated; ask for access on {page} and log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"the Hub has the repository but no revision {revision!r}; look up its branches and "
+            "tags, or leave `revision` out"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        token = ", or the token that was sent is not valid" * (error.response.status_code == 401)
+        return (
+            f"the Hub has no such repository, or it is private{token}; check the spelling, or log "
+            "in with `hf auth login`"
+        )
+    return ""
+
+
+def _absence(error: object, kind: str, instead: str) -> str:
+    """Say why the Hub could not be asked, or why its answer could not be kept."""
+    if constants.HF_HUB_OFFLINE:
+        return (
+            f"HF_HUB_OFFLINE is set and the {kind} is not in the cache; unset it to download, or "
+            f"use {instead}"
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return (
+            f"the Hub answered with status {error.response.status_code}; that is a fault on its "
+            f"side or too many requests, so try again later, or use {instead}"
+        )
+    if isinstance(error, OSError) and error.errno:
+        return f"what the Hub sent could not be stored in {constants.HF_HUB_CACHE} ({error})"
+    return (
+        f"could not reach the Hub ({constants.ENDPOINT}): the network failed, not the name "
+        f"({error}). Check the connection or the proxy, or use {instead}"
+    )

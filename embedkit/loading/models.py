@@ -3,16 +3,16 @@
 A name is one of the bundled ones, a folder, or the id of a repository on the Hugging Face Hub.
 """
 
+import json
 import os
+import threading
 import timeit
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
@@ -20,10 +20,9 @@ from transformers.utils import logging
 from embedkit.loading import _bundled as bundled
 from embedkit.loading import hub
 
-# Installed, the bundled material lies inside the package; in a clone, it is the folder `data`.
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.codes", "*.tiktoken", "*.jinja")
+_one_load_at_a_time = threading.Lock()
 
 
 def load_model(
@@ -58,15 +57,15 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: unknown; choose from {', '.join(DTYPES)}, auto")
-    source, options = _source(name, revision)
+    folder = _folder(name, revision, weights=True)
     with _quiet(), _explained(name):
         model, info = AutoModel.from_pretrained(
-            source,
+            folder,
             dtype=DTYPES[dtype],
             use_safetensors=True,
             trust_remote_code=False,  # by default it asks, and a yes would run it
+            local_files_only=True,
             output_loading_info=True,
-            **options,
         )
     # A pooler sits behind the hidden states, so that many repositories go without is no loss.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
@@ -78,9 +77,7 @@ def load_model(
     return model.to(device).eval().requires_grad_(False)
 
 
-def load_tokenizer(
-    name: str | os.PathLike[str], *, revision: str | None = None, **settings: Any
-) -> Any:
+def load_tokenizer(name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """Load the tokenizer that belongs to a model.
 
     Parameters
@@ -89,8 +86,6 @@ def load_tokenizer(
         A bundled name, a folder, or a Hub id.
     revision : str, optional
         A branch, tag or commit on the Hub.
-    **settings
-        Passed to ``AutoTokenizer.from_pretrained``.
 
     Returns
     -------
@@ -101,10 +96,10 @@ def load_tokenizer(
     OSError
         If the tokenizer cannot be had; the message says why and what to do.
     """
-    source, options = _source(name, revision)
+    folder = _folder(name, revision)
     with _quiet(), _explained(name, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, **options, **settings
+            folder, trust_remote_code=False, local_files_only=True
         )
         # Where the files are missing, transformers makes one that knows no word.
         if set(tokenizer.get_vocab()) <= {*tokenizer.all_special_tokens, "▁"}:
@@ -132,10 +127,10 @@ def load_image_processor(name: str | os.PathLike[str], *, revision: str | None =
     OSError
         If the processor cannot be had; the message says why and what to do.
     """
-    source, options = _source(name, revision)
+    folder = _folder(name, revision)
     with _quiet(), _explained(name, "image processor"):
         return AutoImageProcessor.from_pretrained(
-            source, backend="pil", trust_remote_code=False, **options
+            folder, backend="pil", trust_remote_code=False, local_files_only=True
         )
 
 
@@ -154,7 +149,8 @@ def fingerprint(name: str | os.PathLike[str]) -> tuple[tuple[str, int, int], ...
     """
     if not Path(name).is_dir():
         return ()
-    files = sorted(path for pattern in _WEIGHTS for path in Path(name).glob(pattern))
+    patterns = "*.safetensors", "*.safetensors.index.json"
+    files = sorted(path for pattern in patterns for path in Path(name).glob(pattern))
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
 
 
@@ -186,33 +182,31 @@ def bfloat16_pays(device: torch.device) -> bool:
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 
-def _source(name: str | os.PathLike[str], revision: str | None) -> tuple[str, dict[str, Any]]:
-    """Say where a name's files are and with which options to read them."""
+def _folder(name: str | os.PathLike[str], revision: str | None, *, weights: bool = False) -> Path:
+    """Find the folder a name stands for; what only the Hub has is brought into the cache."""
     text = os.fspath(name)
-    if text.startswith("bundled/"):
-        folder = bundled.model_folder(text)
-        if folder is not None:
-            return str(folder), {"local_files_only": True}
-        text = bundled.MINILM_ON_HUB
-    elif text and Path(text).is_dir():
-        return text, {"local_files_only": True}
-    elif Path(text).is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+    repository = bundled.MINILM_ON_HUB if text.startswith("bundled/") else text
+    folder = bundled.model_folder(text) if text.startswith("bundled/") else Path(text)
+    if folder and text and folder.is_dir():
+        return folder
+    if Path(text).is_absolute() or text.startswith((".", "~")) or repository.count("/") > 1:
         raise OSError(
             f"{text}: no such folder; give a folder, a Hub id, or {' or '.join(bundled.NAMES)}"
         )
-    found = None
-    with suppress(HFValidationError):  # told by what follows
-        found = try_to_load_from_cache(text, "config.json", revision=revision or "main")
-    online = hub.answers(
-        os.fspath(name),
-        text,
-        "config.json",
-        revision=revision,
-        kind="model",
-        cached=isinstance(found, str),
-        way=bundled.offline_way(os.fspath(name)),
-    )
-    return text, {"revision": revision or "main", "local_files_only": not online}
+    options: dict[str, Any] = {"kind": "model", "instead": bundled.without_the_hub(text)}
+    folder, _ = hub.snapshot(text, repository, _SETTINGS, revision=revision, **options)
+    if not (folder / "config.json").is_file():
+        raise OSError(
+            f"{text}: the repository has no config.json, so it is no transformers model; choose "
+            "one that carries the tag 'transformers'"
+        )
+    if weights:
+        files = ["model.safetensors"]
+        if (index := folder / "model.safetensors.index.json").is_file():
+            files += {*json.loads(index.read_text())["weight_map"].values()}
+        # At the commit found before, though a branch may have moved on meanwhile.
+        folder, _ = hub.snapshot(text, repository, files, revision=folder.name, **options)
+    return folder
 
 
 @contextmanager
@@ -238,13 +232,26 @@ def _explained(name: str | os.PathLike[str], part: str = "model") -> Iterator[No
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' loading report and progress bar out of the reader's notebook."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    """Keep transformers' report and progress bar of this thread's loading out of the notebook.
+
+    What other threads report and show meanwhile goes on, and no setting of the reader's changes.
+    """
+    thread = threading.get_ident()
+
+    def bar(make: Callable[..., Any], given: Any, options: dict[str, Any]) -> Any:
+        return (logging.EmptyTqdm if threading.get_ident() == thread else make)(*given, **options)
+
+    def elsewhere(record: Any) -> bool:
+        return record.thread != thread
+
+    handlers = [*logging.get_logger("transformers").handlers]
+    with _one_load_at_a_time:
+        before = logging.set_tqdm_hook(bar)
+        for handler in handlers:
+            handler.addFilter(elsewhere)
+        try:
+            yield
+        finally:
+            logging.set_tqdm_hook(before)
+            for handler in handlers:
+                handler.removeFilter(elsewhere)
