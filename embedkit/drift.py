@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from embedkit._checks import check_table
+from embedkit._checks import check_count, check_dimensions, check_table
 
 
 def drift(
@@ -20,9 +20,9 @@ def drift(
     ----------
     reference, production : array of float, shapes (n, dim) and (m, dim)
         Vectors from before and from now.
-    permutations : int
+    permutations : int, default=199
         How many shuffles. The smallest p-value is 1 / (permutations + 1).
-    seed : int
+    seed : int, default=0
         Of the shuffles.
 
     Returns
@@ -45,20 +45,13 @@ def drift(
     >>> round(result["distance"], 3), result["p_value"]
     (1.414, 0.005)
     """
-    reference, production = (
-        check_table(reference, "reference"),
-        check_table(production, "production"),
-    )
+    reference = check_table(reference, "drift: reference")
+    production = check_table(production, "drift: production")
+    check_dimensions(reference, production, "drift: reference", "production")
+    check_count("drift", "permutations", permutations)
     if not len(reference) or not len(production):
         raise ValueError("drift: needs at least one row on both sides")
-    if reference.shape[1] != production.shape[1]:
-        raise ValueError(
-            f"drift: {reference.shape[1]} dimensions on one side and {production.shape[1]} on the "
-            "other; embed both with the same encoder"
-        )
-    if not isinstance(permutations, int | np.integer) or permutations < 1:
-        raise ValueError(f"drift(permutations={permutations}): give 1 or more, a whole number")
-    rows = np.concatenate([reference, production]).astype(np.float64)
+    rows = np.concatenate([reference, production])
     # A row's weight in (centroid of one side - centroid of the other).
     n, m = len(reference), len(production)
     weights = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])

@@ -7,8 +7,21 @@ takes vectors and gives a number that does not depend on a map.
 from typing import Any
 
 import numpy as np
+from sklearn import manifold
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
 
-from embedkit._checks import check_alike, check_classes, check_labelled, check_pair, check_table
+from embedkit._checks import (
+    check_alike,
+    check_classes,
+    check_count,
+    check_labelled,
+    check_pair,
+    check_table,
+)
 from embedkit.drift import drift
 
 __all__ = [
@@ -34,7 +47,7 @@ def knn_accuracy(
         Vectors.
     train_labels, test_labels : sequence, lengths n and m
         Classes, as numbers or strings.
-    k : int
+    k : int, default=5
         How many neighbours vote.
 
     Returns
@@ -52,11 +65,8 @@ def knn_accuracy(
     >>> knn_accuracy([[1, 0], [0, 1]], ["a", "b"], [[2, 0.1]], ["a"], k=1)
     1.0
     """
-    from sklearn.neighbors import KNeighborsClassifier
-
     train, train_labels, test, test_labels = check_pair(train, train_labels, test, test_labels)
-    if not isinstance(k, int | np.integer) or not 1 <= k <= len(train_labels):
-        raise ValueError(f"knn_accuracy(k={k}): give a number from 1 to {len(train_labels)}")
+    check_count("knn_accuracy", "k", k, most=len(train_labels))
     classifier = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute")
     return float(classifier.fit(train, train_labels).score(test, test_labels))
 
@@ -94,10 +104,6 @@ def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
     >>> linear_probe(vectors, list("aaabbb"), [[-5.0], [5.0]], ["a", "b"])
     1.0
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from threadpoolctl import threadpool_limits
-
     train, train_labels, test, test_labels = check_pair(train, train_labels, test, test_labels)
     classes, counts = np.unique(train_labels, return_counts=True)
     if len(classes) < 2 or counts.min() < 3:
@@ -142,10 +148,8 @@ def majority_baseline(train_labels: Any, test_labels: Any) -> float:
     >>> majority_baseline(["a", "a", "b"], ["a", "b"])
     0.5
     """
-    train, test = (
-        check_classes(train_labels, "train_labels"),
-        check_classes(test_labels, "test_labels"),
-    )
+    train = check_classes(train_labels, "train_labels")
+    test = check_classes(test_labels, "test_labels")
     check_alike(train, test)
     if not len(train) or not len(test):
         raise ValueError("majority_baseline: needs at least one label on both sides")
@@ -185,8 +189,6 @@ def silhouette(vectors: Any, labels: Any) -> float:
     >>> round(silhouette([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], list("aabb")), 1)
     1.0
     """
-    from sklearn.metrics import silhouette_score
-
     vectors, labels = check_labelled(vectors, labels, "vectors")
     classes = len(np.unique(labels))
     if not 2 <= classes < len(labels):
@@ -206,7 +208,7 @@ def trustworthiness(vectors: Any, points: Any, *, k: int = 5) -> float:
         The full space, measured by the cosine.
     points : array of float, shape (n, 2)
         The map.
-    k : int
+    k : int, default=5
         Size of the neighbourhood; less than half of n.
 
     Returns
@@ -229,14 +231,8 @@ def trustworthiness(vectors: Any, points: Any, *, k: int = 5) -> float:
     >>> trustworthiness(line, line, k=1)
     1.0
     """
-    from sklearn import manifold
-
     vectors, points = check_table(vectors, "vectors"), check_table(points, "points")
     if len(vectors) != len(points):
         raise ValueError(f"trustworthiness: {len(vectors)} vectors but {len(points)} points")
-    if not isinstance(k, int | np.integer) or not 1 <= k < len(vectors) / 2:
-        raise ValueError(
-            f"trustworthiness(k={k}): give a number from 1 to less than half of the "
-            f"{len(vectors)} rows"
-        )
+    check_count("trustworthiness", "k", k, most=(len(vectors) - 1) // 2)
     return float(manifold.trustworthiness(vectors, points, n_neighbors=k, metric="cosine"))

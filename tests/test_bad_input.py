@@ -11,6 +11,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from matplotlib import pyplot as plt
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 import embedkit as ek
 from tests.conftest import picture
@@ -201,7 +202,7 @@ def test_a_thin_image_is_not_scaled_to_gigabytes(tiny):
 @pytest.mark.parametrize(
     ("given", "settings", "expected"),
     rows(
-        ("None", None, {}, r"got shape \(\)"),
+        ("None", None, {}, "got scalar array"),
         ("one row", ROWS[:1], {}, "needs at least 4 rows and got 1"),
         ("all rows the same", np.ones((12, 4)), {}, finite),
         ("two identical rows", np.repeat(ROWS[:8], 2, axis=0), {}, finite),
@@ -210,8 +211,8 @@ def test_a_thin_image_is_not_scaled_to_gigabytes(tiny):
         ("half a neighbour", ROWS, {"n_neighbors": 2.5}, "give a whole number"),
         ("NaN", HOLED, {}, "the first: row 3"),
         ("infinite", ROWS * np.inf, {}, "NaN or infinite"),
-        ("complex", ROWS + 1j, {}, "complex"),
-        ("no columns", np.zeros((20, 0)), {}, r"got shape \(20, 0\)"),
+        ("complex", ROWS + 1j, {}, "Complex data"),
+        ("no columns", np.zeros((20, 0)), {}, r"got \(20, 0\)"),
         ("words for vectors", [["a", "b"]] * 5, {}, "array .n, dim. of numbers"),
         ("an unknown metric", ROWS, {"metric": "cosinus"}, "metric"),
         ("a misaligned index", pd.DataFrame(ROWS, index=range(50, 70)), {"method": "pca"}, finite),
@@ -230,11 +231,11 @@ def legend(*expected):
     ("points", "settings", "expected"),
     rows(
         ("vectors for points", ROWS, {}, "use project first"),
-        ("NaN", HOLED[:, :2], {}, "1 of 20 points are NaN or infinite .the first: row 3"),
-        ("ragged", [[1, 2], [3]], {}, "points .n, 2. of numbers"),
+        ("NaN", HOLED[:, :2], {}, "1 of 20 rows hold NaN or infinite values .the first: row 3"),
+        ("ragged", [[1, 2], [3]], {}, "array .n, dim. of numbers"),
         ("too few labels", POINTS, {"labels": LABELS[:9]}, "20 points but 9 labels"),
-        ("a bare string", POINTS[:3], {"labels": "abc"}, "labels is 'abc'"),
-        ("lists for labels", POINTS, {"labels": [[1]] * 20}, "one label for each point"),
+        ("a bare string", POINTS[:3], {"labels": "abc"}, "got 'abc'"),
+        ("lists for labels", POINTS, {"labels": [[1]] * 20}, "one label for each row"),
         ("too few names", POINTS, {"labels": LABELS, "names": ["a"]}, "label 1 has no name"),
         ("-1 for no label", POINTS, {"labels": [0, -1] * 10, "names": ["a", "b"]},
          legend("a (10)", "no label (10)")),
@@ -262,7 +263,7 @@ KNN, PROBE, DRIFT = ek.evaluate.knn_accuracy, ek.evaluate.linear_probe, ek.evalu
         ("NaN", PROBE, (HOLED, LABELS, ROWS, LABELS), "the first: row 3"),
         ("infinite values", PROBE, (ROWS * np.float64(1e200), LABELS, ROWS, LABELS), "infinite"),
         ("a label missing", KNN, (ROWS, [None, *LABELS[1:]], ROWS, LABELS), "1 of 20 rows have no"),
-        ("NaN for a label", PROBE, (ROWS, [np.nan, *LABELS[1:]], ROWS, LABELS), "rows have none"),
+        ("NaN for a label", PROBE, (ROWS, [np.nan, *LABELS[1:]], ROWS, LABELS), "have no label"),
         ("amounts for labels", KNN, (ROWS, ROWS[:, 0], ROWS, LABELS), "are amounts"),
         ("a bare string", KNN, (ROWS[:3], "aab", ROWS[:3], "aab"), "got 'aab'"),
         ("names and numbers", KNN, (ROWS, LABELS, ROWS, ["0", "1"] * 10), "both as names or both"),
@@ -276,7 +277,8 @@ KNN, PROBE, DRIFT = ek.evaluate.knn_accuracy, ek.evaluate.linear_probe, ek.evalu
                                                                               LABELS)),
         ("equal sides", DRIFT, (ROWS, ROWS), lambda d: d["p_value"] == 1),
         ("an empty side", DRIFT, (ROWS, ROWS[:0]), "at least one row on both sides"),
-        ("complex", DRIFT, (ROWS + 1j, ROWS), "complex"),
+        ("sparse", DRIFT, (csr_matrix(ROWS), ROWS), "Sparse data was passed"),
+        ("complex", DRIFT, (ROWS + 1j, ROWS), "Complex data"),
     ),
 )  # fmt: skip
 def test_evaluate(score, given, expected):
@@ -308,7 +310,7 @@ def test_load_data(name, settings, expected):
     rows(
         ("None", None, TABLE, {}, "give an array"),
         ("no data", ROWS, None, {}, "got NoneType"),
-        ("lengths differ", ROWS[:5], TABLE, {}, "are 5, but there are 20 rows of data"),
+        ("lengths differ", ROWS[:5], TABLE, {}, "has 5 rows, but there are 20 rows of data"),
         ("NaN alone", ROWS * np.nan, TABLE, {}, "no row of finite numbers"),
         ("an unknown column", ROWS, TABLE, {"color": "color"}, "choose a column from text, label"),
         ("one row", ROWS[:1], {"text": ["a"]}, {}, lambda e: e.points.shape == (1, 2)),

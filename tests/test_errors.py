@@ -113,11 +113,15 @@ def test_batch_sizes_that_are_none(tiny, batch_size):
 @pytest.mark.parametrize(
     ("vectors", "settings", "message"),
     [
-        (ROWS, {"method": "tsne"}, "choose from pca, umap"),
-        (ROWS, {"method": "pca", "sample": 0}, "give a number of rows, or None for all"),
+        (ROWS, {"method": "tsne"}, "choose from umap, pca"),
+        (
+            ROWS,
+            {"method": "pca", "sample": 0},
+            "project(sample=0): give a whole number of 1 or more",
+        ),
         (ROWS[:3], {}, "UMAP needs at least 4 rows and got 3; use method='pca', or more rows"),
         (ROWS, {"sample": 3}, "UMAP needs at least 4 rows and got 3"),
-        (ROWS, {"n_neighbors": 1}, "give 2 or more"),
+        (ROWS, {"n_neighbors": 1}, "project(n_neighbors=1): give a whole number of 2 or more"),
     ],
 )
 def test_settings_of_a_map_that_do_not_exist(vectors, settings, message):
@@ -129,8 +133,8 @@ def test_settings_of_a_map_that_do_not_exist(vectors, settings, message):
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
-        (ROWS[0], "takes an array (n, dim), and got shape (4,)"),
-        (ROWS[None], "got shape (1, 20, 4)"),
+        (ROWS[0], "array (n, dim) of numbers. Expected 2D array, got 1D"),
+        (ROWS[None], "array (n, dim) of numbers. Found array with dim 3"),
         ([["a", "b"]], "array (n, dim) of numbers"),
         ([[1, 2], [3]], "array (n, dim) of numbers"),
         (WITH_NAN, "1 of 20 rows hold NaN or infinite values (the first: row 3); leave them"),
@@ -145,8 +149,8 @@ def test_vectors_that_no_map_can_be_drawn_of(vectors, message, method):
 @pytest.mark.parametrize(
     ("points", "settings", "message"),
     [
-        (ROWS, {}, "takes points (n, 2), and got shape (20, 4); use project first"),
-        (ROWS[:, 0], {}, "got shape (20,)"),
+        (ROWS, {}, "points: give points (n, 2), and not (20, 4); use project first"),
+        (ROWS[:, 0], {}, "Expected 2D array, got 1D array"),
         (ROWS[:, :2], {"labels": LABELS[:-1]}, "20 points but 19 labels"),
     ],
 )
@@ -160,23 +164,35 @@ def test_figures_that_cannot_be_drawn(points, settings, message):
     [
         (KNN, (ROWS, LABELS[:9], ROWS, LABELS), "train: 20 vectors but 9 labels"),
         (KNN, (ROWS, LABELS, ROWS[:5], LABELS), "test: 5 vectors but 20 labels"),
-        (KNN, (ROWS[:3], LABELS[:3], ROWS, LABELS), "knn_accuracy(k=5): give a number from 1 to 3"),
-        (KNN, (ROWS[:0], [], ROWS, LABELS), "train: needs at least one row"),
+        (
+            KNN,
+            (ROWS[:3], LABELS[:3], ROWS, LABELS),
+            "knn_accuracy(k=5): give a whole number from 1 to 3",
+        ),
+        (
+            KNN,
+            (ROWS[:0], [], ROWS, LABELS),
+            "train: 0 vectors but 0 labels; give one for each, and at least one",
+        ),
         (KNN, (WITH_NAN, LABELS, ROWS, LABELS), "train: 1 of 20 rows hold NaN"),
         (PROBE, (ROWS, LABELS, WITH_NAN, LABELS), "test: 1 of 20 rows hold NaN"),
         (PROBE, (ROWS, [0] * 20, ROWS, LABELS), "needs two classes or more"),
         (PROBE, (ROWS, [0] * 18 + [1] * 2, ROWS, LABELS), "each at least three times"),
-        (PROBE, (ROWS[0], LABELS, ROWS, LABELS), "train has to be an array (n, dim)"),
+        (PROBE, (ROWS[0], LABELS, ROWS, LABELS), "train: give an array (n, dim)"),
         (PROBE, ([["a"]] * 20, LABELS, ROWS, LABELS), "array (n, dim) of numbers"),
         (SILHOUETTE, (ROWS, [0] * 20), "got 1 classes in 20 rows"),
         (SILHOUETTE, (ROWS, list(range(20))), "got 20 classes in 20 rows"),
         (SILHOUETTE, (ROWS, LABELS[1:]), "20 vectors but 19 labels"),
         (TRUST, (ROWS, ROWS[:5, :2]), "20 vectors but 5 points"),
-        (TRUST, (ROWS[:10], ROWS[:10, :2]), "less than half of the 10 rows"),
+        (
+            TRUST,
+            (ROWS[:10], ROWS[:10, :2]),
+            "trustworthiness(k=5): give a whole number from 1 to 4",
+        ),
         (TRUST, (WITH_NAN, ROWS[:, :2]), "vectors: 1 of 20 rows hold NaN"),
         (TRUST, (ROWS, WITH_NAN[:, :2]), "points: 1 of 20 rows hold NaN"),
         (DRIFT, (ROWS, ROWS[:0]), "needs at least one row on both sides"),
-        (DRIFT, (ROWS, ROWS[:, :3]), "4 dimensions on one side and 3 on the other"),
+        (DRIFT, (ROWS, ROWS[:, :3]), "reference has 4 dimensions and production has 3"),
         (DRIFT, (ROWS, WITH_NAN), "production: 1 of 20 rows hold NaN"),
         (MAJORITY, ([], [1]), "needs at least one label on both sides"),
     ],
@@ -187,7 +203,9 @@ def test_numbers_that_cannot_be_had(score, arguments, message):
 
 
 def test_drift_needs_a_shuffle():
-    with pytest.raises(ValueError, match=r"drift\(permutations=0\): give 1 or more"):
+    with pytest.raises(
+        ValueError, match=r"drift\(permutations=0\): give a whole number of 1 or more"
+    ):
         DRIFT(ROWS, ROWS, permutations=0)
 
 

@@ -18,9 +18,8 @@ from sklearn.neighbors import NearestNeighbors
 import embedkit as ek
 from embedkit import evaluate
 from embedkit.maps import explorer
-from embedkit.maps._colors import COLORS, coloring
+from embedkit.maps._colors import PALETTE, UNKNOWN, coloring
 from embedkit.maps._views import LARGE, Maps, View, framed
-from embedkit.maps.plotting import PALETTE
 from embedkit.words import WordVectors
 
 NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> **bold** $x^2$ & "it\'s" `code`'
@@ -328,21 +327,23 @@ def test_a_color_change_leaves_the_points_where_they_are(small):
     control(small, "color").value = "text"
     np.testing.assert_array_equal(small.points, before)
     assert small._scatter.transition_points is False
-    assert len(set(small._scatter.points[:, 2])) == len(COLORS) + 1
-    assert f"others, or none ({40 - len(COLORS)})" in shown(small, "legend")
+    assert len(set(small._scatter.points[:, 2])) == len(PALETTE) + 1
+    assert f"others, or none ({40 - len(PALETTE)})" in shown(small, "legend")
 
 
 def test_colors_tell_classes_amounts_and_the_unknown_apart():
-    codes, colors, legend, classes = coloring(pd.Series(["b", "a", None, "b"]))
-    assert [colors[code] for code in codes] == [PALETTE[1], PALETTE[0], "#999999", PALETTE[1]]
-    assert classes[2] == -1 and classes[0] == classes[3] != classes[1]
-    assert "others, or none (1)" in Reader(legend).text
-    codes, colors, _, classes = coloring(pd.Series([0.5, np.nan, 2.5, np.inf, 1.5]))
-    assert classes is None
+    found = coloring(pd.Series(["b", "a", None, "b"]))
+    codes, colors = found.colors()
+    assert [colors[code] for code in codes] == [PALETTE[1], PALETTE[0], UNKNOWN, PALETTE[1]]
+    assert found.classes.tolist() == [1, 0, -1, 1] and found.amounts is None
+    assert "others, or none (1)" in Reader(found.legend()).text
+    found = coloring(pd.Series([0.5, np.nan, 2.5, np.inf, 1.5]))
+    codes, colors = found.colors()
+    assert (found.classes == -1).all() and found.limits == (0.5, 2.5)
     assert codes.tolist() == [1, 0, 255, 0, 128] and len(set(colors)) > 200
-    codes, _, _, classes = coloring(pd.Series([True, False, True]))
-    assert classes is not None and len(set(codes)) == 2
-    assert len(set(COLORS)) == len(COLORS)
+    found = coloring(pd.Series([True, False, True]))
+    assert found.names == ["False", "True"] and found.counts.tolist() == [1, 2]
+    assert coloring(pd.Series([None, np.nan])).colors()[0].tolist() == [0, 0]
 
 
 def test_an_order_of_classes_is_that_of_the_names_in_the_data():
@@ -484,18 +485,18 @@ FIVE = np.eye(5)
 @pytest.mark.parametrize(
     ("vectors", "data", "settings", "message"),
     [
-        (FIVE[:4], LABELS, {}, "vectors of 'vectors' are 4, but there are 5 rows of data"),
-        ({"a": FIVE, "b": FIVE[:3]}, LABELS, {}, "vectors of 'b' are 3, but there are 5"),
+        (FIVE[:4], LABELS, {}, "'vectors' has 4 rows, but there are 5 rows of data"),
+        ({"a": FIVE, "b": FIVE[:3]}, LABELS, {}, "'b' has 3 rows, but there are 5"),
         ({}, LABELS, {}, "no row of finite numbers"),
         (np.full((5, 2), np.nan), LABELS, {}, "no row of finite numbers"),
-        (np.ones(5), LABELS, {}, r"give an array \(n, dim\); its shape is \(5,\)"),
-        ([["a"]] * 5, LABELS, {}, "no array .* of numbers"),
+        (np.ones(5), LABELS, {}, r"give an array \(n, dim\) of numbers. Expected 2D array, got 1D"),
+        ([["a"]] * 5, LABELS, {}, "give an array .* of numbers"),
         (FIVE, {"label": [0, 1], "text": ["a"]}, {}, "differ in length: label 2, text 1"),
         (FIVE, LABELS, {"color": "lable"}, "color='lable'.*choose a column from label"),
         (FIVE, LABELS, {"hover": ["label", "x"]}, "hover='x'.*choose a column from label"),
         (FIVE, {"a": [[1]] * 5}, {"color": "a"}, "choose a column from none"),
         (FIVE, LABELS, {"points": FIVE}, r"points of 'vectors' have shape \(5, 5\)"),
-        (FIVE, LABELS, {"points": FIVE[:4, :2]}, "points of 'vectors' are 4, but there are 5"),
+        (FIVE, LABELS, {"points": FIVE[:4, :2]}, "'vectors' has 4 rows, but there are 5"),
         ({"a": FIVE}, LABELS, {"points": {"b": FIVE[:, :2]}}, "points of 'b'.*for any of a"),
         (FIVE, 5, {}, "datasets.Dataset, a DataFrame or a dict of columns, and got int"),
         (FIVE[:0], {"label": []}, {}, "no row of finite numbers"),

@@ -1,87 +1,121 @@
-"""The colors of classes and of amounts, the same in figures and in the explorer."""
+"""The colors of classes and of amounts, the same in figures, the explorer and saved maps."""
 
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
+from numpy.typing import NDArray
 
-# Okabe and Ito (2008), "Color Universal Design"; yellow last, as it is faint on white.
+# The first ten are Petroff's (2021, "Accessible Color Sequences for Data Visualization"), in the
+# order that keeps the first few apart for color-blind readers. The others were found greedily, by
+# the method of Glasbey et al. (2007): each is as far as can be from all before it, from white and
+# from the grey of the unknown, in the OKLab space, as seen with and without red or green cones,
+# and no darker than can be told from a dark page.
 PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#F0E442",
-)
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
+    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
+    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+    "#1030f8", "#703850", "#e098f8", "#18f888", "#d848b0",
+    "#005880", "#386828", "#8860f8", "#a00078", "#28d0a8",
+)  # fmt: skip
+UNKNOWN = "#dedede"
+AMOUNTS = "cividis"
 # Of whole numbers, more different ones than this are taken for amounts, not for classes.
 _MOST_CLASSES = 24
-UNKNOWN = "#999999"
-# Darker, then lighter shades follow where the palette ends; black has none.
-_HUES = np.array([to_rgb(color) for color in PALETTE if color != "#000000"])
-COLORS = (*PALETTE, *map(to_hex, 0.55 * _HUES), *map(to_hex, 0.5 + 0.5 * _HUES))
 
 
-def coloring(values: pd.Series) -> tuple[np.ndarray, list[str], str, np.ndarray | None]:
-    """Choose colors for a column.
+@dataclass(frozen=True)
+class Coloring:
+    """What a column says of each of its rows: a class, or an amount.
 
-    Returns
-    -------
-    codes, colors, legend, classes
-        Per row, which of the colors; the colors; a legend as HTML; and per row the number of its
-        class, -1 for none, or None where the values are amounts.
+    Attributes
+    ----------
+    classes : array of int, shape (n,)
+        The number of each row's class, -1 for none.
+    names : list of str
+        What the classes are called, in order.
+    amounts : array of float, shape (n,), or None
+        NaN for none. None where the values are classes.
     """
-    if pd.api.types.is_float_dtype(values):
-        values = values.where(np.isfinite(values.astype(float)))
+
+    classes: NDArray[np.intp]
+    names: list[str]
+    amounts: NDArray[np.float64] | None = None
+
+    @property
+    def counts(self) -> NDArray[np.intp]:
+        """Count the rows of each class."""
+        return np.bincount(self.classes[self.classes >= 0], minlength=len(self.names))
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Give the lowest and the highest amount."""
+        assert self.amounts is not None
+        return float(np.nanmin(self.amounts)), float(np.nanmax(self.amounts))
+
+    @property
+    def shown(self) -> NDArray[np.intp]:
+        """List the classes that have a color of their own: the most frequent ones, in order."""
+        return np.sort(np.argsort(-self.counts, kind="stable")[: len(PALETTE)])
+
+    def colors(self) -> tuple[NDArray[np.intp], list[str]]:
+        """Give each row the number of its color, 0 for the grey of the others; and the colors."""
+        if self.amounts is not None:
+            low, high = self.limits
+            share = (self.amounts - low) / ((high - low) or 1)
+            codes = np.where(np.isnan(share), 0, 1 + np.round(254 * share)).astype(np.intp)
+            return codes, [UNKNOWN, *map(to_hex, colormaps[AMOUNTS](np.linspace(0, 1, 255)))]
+        codes = np.zeros(len(self.names) + 1, np.intp)  # the last one stands for no class, -1
+        codes[self.shown] = 1 + np.arange(len(self.shown))
+        return codes[self.classes], [UNKNOWN, *PALETTE[: len(self.shown)]]
+
+    def legend(self) -> str:
+        """Write what the colors mean, as HTML."""
+        codes, colors = self.colors()
+        dots = [f"<span style='color: {color}'>●</span>" for color in colors]
+        if self.amounts is not None:
+            bar = f"background: linear-gradient(to right, {', '.join(colors[1::50])})"
+            bar = f"<span style='display: inline-block; width: 12em; height: 0.8em; {bar}'></span>"
+            entries = [f"{self.limits[0]:.4g} {bar} {self.limits[1]:.4g}"]
+        else:
+            entries = [
+                f"{dot} {escape(cut(self.names[number], 40))} ({self.counts[number]})"
+                for number, dot in zip(self.shown, dots[1:], strict=True)
+            ]
+        if others := (codes == 0).sum():
+            entries.append(f"{dots[0]} others, or none ({others})")
+        style = "white-space: nowrap; margin-right: 0.8em"
+        return " ".join(f"<span style='{style}'>{entry}</span>" for entry in entries)
+
+
+def coloring(values: pd.Series) -> Coloring:
+    """Tell whether a column holds classes, which get a legend, or amounts, which get a scale."""
     known = values.notna().to_numpy()
-    colors, codes = [UNKNOWN], np.zeros(len(values), int)
-    if are_amounts([each for each in values[known] if not isinstance(each, bool)]):
-        amounts = values[known].to_numpy(float)
-        low, high = amounts.min(), amounts.max()
-        codes[known] = 1 + np.round(254 * (amounts - low) / ((high - low) or 1))
-        colors += [to_hex(each) for each in colormaps["cividis"](np.linspace(0, 1, 255))]
-        bar = f"background: linear-gradient(to right, {', '.join(colors[1::50])})"
-        bar = f"<span style='display: inline-block; width: 12em; height: 0.8em; {bar}'></span>"
-        legend = [f"{low:.4g} {bar} {high:.4g}"]
-        return codes, colors, _legend(legend, (~known).sum()), None
-    counts = values[known].value_counts()
-    common = counts[counts > 0].index[: len(COLORS)]
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        common = [each for each in values.cat.categories if each in common]
-    else:
-        common = sorted(common, key=lambda each: (str(type(each)), each))
-    for number, name in enumerate(common, start=1):
-        codes[(values == name).to_numpy()] = number
-    colors += COLORS[: len(common)]
-    legend = [
-        f"<span style='color: {color}'>●</span> {escape(cut(str(name), 40))} ({counts[name]})"
-        for name, color in zip(common, colors[1:], strict=True)
-    ]
-    # Rare values share the grey of the unknown, but not their class.
-    classes = np.where(known, pd.factorize(values)[0], -1)
-    return codes, colors, _legend(legend, (codes == 0).sum()), classes
+    given, classes = values[known].tolist(), np.full(len(values), -1, np.intp)
+    if _are_amounts(given):
+        amounts = np.full(len(values), np.nan)
+        amounts[known] = given
+        return Coloring(classes, [], np.where(np.isfinite(amounts), amounts, np.nan))
+    found = dict.fromkeys(given)
+    order = getattr(values.dtype, "categories", None)
+    if order is None:
+        order = sorted(found, key=lambda each: (str(type(each)), each))
+    numbers = {name: number for number, name in enumerate(name for name in order if name in found)}
+    classes[known] = [numbers[each] for each in given]
+    return Coloring(classes, list(map(str, numbers)))
 
 
-def _legend(entries: list[str], others: int) -> str:
-    if others:
-        entries = [*entries, f"<span style='color: {UNKNOWN}'>●</span> others, or none ({others})"]
-    spaced = "</span> <span style='white-space: nowrap; margin-right: 0.8em'>".join(entries)
-    return f"<span style='white-space: nowrap; margin-right: 0.8em'>{spaced}</span>"
-
-
-def are_amounts(values: list[Any]) -> bool:
-    """Tell amounts, which get a color scale, from classes, which get a legend."""
-    if not values or not all(isinstance(value, int | float | np.number) for value in values):
+def _are_amounts(values: list[Any]) -> bool:
+    """Tell amounts from classes: numbers with a fraction, or many different ones."""
+    kinds = {type(value) for value in values}
+    if bool in kinds or not all(issubclass(kind, int | float | np.number) for kind in kinds):
         return False
-    if any(isinstance(value, float | np.floating) and value != int(value) for value in values):
-        return True
-    return len(set(values)) > _MOST_CLASSES
+    different = {value for value in values if np.isfinite(value)}
+    fraction = any(value != int(value) for value in different)
+    return bool(different) and (fraction or len(different) > _MOST_CLASSES)
 
 
 def cut(text: str, letters: int) -> str:

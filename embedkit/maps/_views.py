@@ -11,6 +11,7 @@ from scipy.spatial import KDTree
 from sklearn.neighbors import KNeighborsClassifier
 
 from embedkit import evaluate
+from embedkit._checks import check_table
 from embedkit.maps._rows import Rows
 from embedkit.maps.projection import project
 
@@ -64,8 +65,7 @@ class Maps:
         Returns
         -------
         list of (point, distance, rank)
-            The cosine distance in the full space, and the how-manieth neighbour of the chosen
-            points it is on the map.
+            The cosine distance in the full space, and the neighbour's rank on the map.
         """
         vectors, points = self.vectors[view.vectors], self.points(view)
         mean = vectors[chosen].mean(axis=0)
@@ -77,14 +77,14 @@ class Maps:
         ranks = 1 + np.searchsorted(np.sort(on_map[others]), on_map[nearest])
         return [(int(p), float(distance[p]), int(r)) for p, r in zip(nearest, ranks, strict=True)]
 
-    def trust(self, view: View, classes: NDArray[np.intp] | None) -> str:
+    def trust(self, view: View, classes: NDArray[np.intp]) -> str:
         """Say in HTML how far a map can be trusted.
 
         Parameters
         ----------
         view : View
-        classes : array of int, shape (n,), or None
-            The class of each row, -1 for none; None where there are no classes.
+        classes : array of int, shape (n,)
+            The class of each row, -1 for none.
         """
         full, points = self.vectors[view.vectors], self.points(view)
         rows = np.random.default_rng(0).permutation(len(full))[:_MEASURED]
@@ -92,8 +92,8 @@ class Maps:
         if len(rows) > 2 * _K:
             trust = evaluate.trustworthiness(full[rows], points[rows], k=_K)
             lines = [f"trustworthiness <b>{trust:.2f}</b> (1 is perfect, 0.5 is chance)"]
-        named = rows[classes[rows] >= 0] if classes is not None else rows[:0]
-        if classes is None or not 2 <= len(np.unique(classes[named])) <= len(named) / _K:
+        named = rows[classes[rows] >= 0]
+        if not 2 <= len(np.unique(classes[named])) <= len(named) / _K:
             lines.append(f"For {_K}-NN accuracy, color by a column of two classes or more.")
         else:
             for space, table, metric in (
@@ -121,40 +121,37 @@ def gather(vectors: Mapping[Any, Any], points: Any, data: Rows) -> Maps:
     ValueError
         If lengths or shapes don't fit, or no row is finite.
     """
-    tables = {str(name): _table(each, f"vectors {name!r}") for name, each in vectors.items()}
-    given = points if isinstance(points, Mapping) else {next(iter(tables), ""): points}
-    maps = {str(name): _table(each, "points") for name, each in given.items() if each is not None}
+    given = points if isinstance(points, Mapping) else {next(iter(vectors), ""): points}
+    tables, maps = (
+        {
+            str(name): check_table(
+                getattr(each, "vectors", each), f"explore: {kind} of {name!r}", dtype=np.float32,
+                holes=True,
+            )
+            for name, each in tables.items() if each is not None or kind == "vectors"
+        }
+        for kind, tables in {"vectors": vectors, "points": given}.items()
+    )  # fmt: skip
     for name, table in maps.items():
         if name not in tables or table.shape[1] != 2:
             raise ValueError(
                 f"explore: points of {name!r} have shape {table.shape}; give (n, 2), for any of "
                 f"{', '.join(tables)}"
             )
-    for kind, some in {"vectors": tables, "points": maps}.items():
-        for name, table in some.items():
-            if len(table) != len(data):
-                raise ValueError(
-                    f"explore: {kind} of {name!r} are {len(table)}, but there are {len(data)} "
-                    f"{'words' if data.words else 'rows of data'}; give one for each"
-                )
-    finite = [np.isfinite(table).all(axis=1) for table in [*tables.values(), *maps.values()]]
-    kept = np.flatnonzero(np.logical_and.reduce(finite)) if finite else np.zeros(0, np.intp)
+    finite = np.ones(len(data), bool)
+    for name, table in [*tables.items(), *maps.items()]:
+        if len(table) != len(data):
+            raise ValueError(
+                f"explore: {name!r} has {len(table)} rows, but there are {len(data)} "
+                f"{'words' if data.words else 'rows of data'}; give one for each"
+            )
+        finite &= np.isfinite(table).all(axis=1)
+    kept = np.flatnonzero(finite if tables else [])
     if not len(kept):
         raise ValueError("explore: vectors has no row of finite numbers; give at least one")
     known = {View(name, "as given"): table[kept] for name, table in maps.items()}
     tables = {name: table[kept] for name, table in tables.items()}
     return Maps(tables, known, kept, len(data) - len(kept))
-
-
-def _table(values: Any, name: str) -> NDArray[np.float32]:
-    """Make a float table, in which a row may be NaN, or say what is wrong."""
-    try:
-        table = np.asarray(getattr(values, "vectors", values), dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"explore: {name}: no array (n, dim) of numbers: {error}") from error
-    if table.ndim != 2:
-        raise ValueError(f"explore: {name}: give an array (n, dim); its shape is {table.shape}")
-    return table
 
 
 def framed(

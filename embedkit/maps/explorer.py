@@ -191,7 +191,7 @@ class Explorer(widgets.VBox):
         return np.sort(np.asarray(self._scatter.selection, dtype=np.intp))
 
     def _set(self, place: str, html: str) -> None:
-        """Write HTML; whoever calls has escaped what is data."""
+        """Write HTML into a panel; the caller has escaped what is data."""
         style = "line-height: 1.4; overflow-wrap: anywhere"
         self._text[place].value = f"<div style='{style}'>{html}</div>" if html else ""
 
@@ -249,8 +249,9 @@ class Explorer(widgets.VBox):
         """Send places and colors to the page, together."""
         name, frame = self._controls["color"].value, self._rows.frame
         column = pd.Series(None, frame.index, dtype=object) if name is None else frame[name]
-        codes, colors, legend, self._classes = coloring(column.iloc[self._maps.rows])
-        self._set("legend", legend if name is not None else "")
+        meaning = coloring(column.iloc[self._maps.rows])
+        (codes, colors), self._classes = meaning.colors(), meaning.classes
+        self._set("legend", meaning.legend() if name is not None else "")
         with self._scatter.hold_sync():
             self._scatter.transition_points = travel
             self._scatter.color_by, self._scatter.color_scale = "valueA", "categorical"

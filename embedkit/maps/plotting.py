@@ -1,21 +1,38 @@
 """Figures: points in, a matplotlib Axes out.
 
-One size and one palette for all lessons. Colors are Okabe and Ito's, which color-blind readers
-tell apart, and every class has a marker shape too.
+One size and one palette for all lessons. Every class has a color and a marker shape.
 """
 
+import math
 from collections.abc import Sequence
-from itertools import cycle
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from IPython.core.pylabtools import retina_figure
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 
-from embedkit.maps._colors import MARKERS, PALETTE, UNKNOWN, are_amounts
+from embedkit._checks import check_labels, check_points
+from embedkit.maps._colors import AMOUNTS, PALETTE, UNKNOWN, Coloring, coloring, cut
+from embedkit.maps._density import density, levels, limits_of
 
+Kind = Literal["points", "density"]
+KINDS = get_args(Kind)
 SIZE = (7.0, 4.5)  # inches
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
+_OWN = 0.6  # a name is written where at least this share of the points is of its class
+_SHARES = (0.9, 0.6, 0.3)  # of a class, inside the three contours of its density
+
+
+class _CrispFigure(Figure):
+    """A figure that a notebook shows at twice its density, for screens that have it."""
 
 
 def plot(
@@ -23,6 +40,8 @@ def plot(
     labels: Any = None,
     *,
     names: Sequence[str] | None = None,
+    kind: Kind = "points",
+    legend: bool = True,
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
@@ -33,10 +52,16 @@ def plot(
     points : array of float, shape (n, 2)
         What `project` returned.
     labels : sequence, length n, optional
-        Classes as numbers or strings: one color and one marker each, and a legend. Floats are
-        amounts: a color scale. None and NaN are drawn grey.
+        Classes as numbers or strings: one color and one marker each, and a legend. Where a class
+        lies together, its name is written there. Floats are amounts: a color scale. None and NaN
+        are drawn grey.
     names : sequence of str, optional
         What numbered classes are called. A `datasets` column brings its names along.
+    kind : {"points", "density"}, default="points"
+        Density draws a small panel for each class: all points in grey, and contours that hold
+        30, 60 and 90 % of the class. It shows overlap where points hide each other.
+    legend : bool, default=True
+        Whether to say beside the map what the colors mean.
     ax : Axes, optional
         Where to draw; by default a new figure.
     title : str, optional
@@ -45,7 +70,8 @@ def plot(
     Returns
     -------
     matplotlib.axes.Axes
-        Without ticks: a map's coordinates have no meaning.
+        Without ticks or frame: a map's coordinates have no meaning. The panels of a density are
+        its ``child_axes``.
 
     Raises
     ------
@@ -58,94 +84,129 @@ def plot(
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
     ['a (1)', 'b (1)']
     """
-    try:
-        if np.iscomplexobj(points):
-            raise TypeError("they are complex")
-        xy = np.asarray(points, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"plot takes points (n, 2) of numbers: {error}") from error
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise ValueError(f"plot takes points (n, 2), and got shape {xy.shape}; use project first")
-    nowhere = np.flatnonzero(~np.isfinite(xy).all(axis=1))
-    if len(nowhere):
-        raise ValueError(
-            f"plot: {len(nowhere)} of {len(xy)} points are NaN or infinite (the first: row "
-            f"{nowhere[0]}); leave them out, and their labels"
-        )
-    if ax is None:
-        _, ax = plt.subplots(figsize=SIZE, layout="constrained")
-    ax.set(xticks=[], yticks=[], title=title or "")
-    # Many points are drawn small and thin, so that crowds stay readable.
-    look: dict[str, Any] = {
-        "s": float(np.clip(9000 / max(len(xy), 1), 4, 36)),
-        "alpha": 0.8,
-        "linewidths": 0,
-    }
-    if labels is None:
-        ax.scatter(xy[:, 0], xy[:, 1], color=PALETTE[0], **look)
-        return ax
-    if isinstance(labels, str | bytes) or not hasattr(labels, "__iter__"):
-        raise TypeError(f"plot: labels is {labels!r}; give a sequence, one label for each point")
-    names = names if names is not None else _names(labels)
-    values = list(labels)
-    if not all(np.isscalar(value) or value is None for value in values):
-        raise ValueError("plot: give one label for each point, as a number or a string")
-    if names is not None:
-        values = [_named(value, names) for value in values]
+    xy = check_points(points, "plot: points")
+    values = _read([""] * len(xy) if labels is None else labels, names)
     if len(values) != len(xy):
         raise ValueError(f"plot: {len(xy)} points but {len(values)} labels")
-    known = np.array([value is not None and value == value for value in values], dtype=bool)
-    if are_amounts([value for value in values if value is not None and value == value]):
-        amounts = np.array(
-            [value for value, is_known in zip(values, known, strict=True) if is_known]
-        )
-        drawn = ax.scatter(xy[known, 0], xy[known, 1], c=amounts, cmap="cividis", **look)
-        ax.figure.colorbar(drawn, ax=ax)
-    else:
-        _classes(ax, xy, values, known, look)
+    if kind not in KINDS:
+        raise ValueError(f"plot(kind={kind!r}): unknown; choose from {', '.join(KINDS)}")
+    found = coloring(values)
+    if kind == "density" and found.amounts is not None:
+        raise ValueError("plot(kind='density') takes classes, and these labels are amounts")
+    ax = ax or _new_axes()
+    ax.set(xticks=[], yticks=[], title=title or "")
+    ax.spines[:].set_visible(False)
+    if kind == "density":
+        _draw_panels(ax, xy, found)
+        return ax
+    # Many points are drawn small and thin, so that crowds stay readable.
+    window = ax.get_window_extent()
+    inches = window.width * window.height / ax.figure.dpi**2
+    size = float(np.clip(400 * inches / max(len(xy), 1), 4, 36))
+    # Snapped to whole pixels, the arms of a small plus would have no width.
+    look: dict[str, Any] = {"s": size, "alpha": 0.8, "linewidths": 0, "snap": False}
+    known, entries = found.classes >= 0, dict[str, Any]()
+    if found.amounts is not None:
+        known = np.isfinite(found.amounts)
+        look_of_amounts = look | {"c": found.amounts[known], "cmap": AMOUNTS}
+        drawn = ax.scatter(xy[known, 0], xy[known, 1], **look_of_amounts)
+        if legend:
+            ax.figure.colorbar(drawn, ax=ax)
+    for number, (name, count) in enumerate(zip(found.names, found.counts, strict=True)):
+        here = found.classes == number
+        color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+        drawn = ax.scatter(xy[here, 0], xy[here, 1], color=color, marker=marker, **look)
+        entries[f"{name} ({count})"] = drawn
     if not known.all():
-        label = f"no label ({(~known).sum()})"
-        ax.scatter(
-            xy[~known, 0], xy[~known, 1], color=UNKNOWN, marker=".", label=label, zorder=0, **look
-        )
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=1.5)
+        look |= {"color": UNKNOWN, "marker": ".", "zorder": 0}
+        drawn = ax.scatter(xy[~known, 0], xy[~known, 1], **look)
+        entries[f"no label ({(~known).sum()})"] = drawn
+    if len(found.names) > 1:
+        _write_names(ax, xy, found)
+    if legend and labels is not None and entries:
+        # Given by hand, because matplotlib leaves out labels that begin with an underscore.
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        written = ax.legend(list(entries.values()), list(entries), frameon=False, **beside)
+        plt.setp(written.legend_handles, sizes=[40])
     return ax
 
 
-def _classes(
-    ax: Axes,
-    xy: np.ndarray,
-    values: list[Any],
-    known: np.ndarray,
-    look: dict[str, Any],
-) -> None:
-    """Draw each class in its own color and shape, with its count in the legend."""
-    numbers = {value for value, is_known in zip(values, known, strict=True) if is_known}
-    colors, shapes = cycle(PALETTE), cycle(MARKERS)
-    for value in sorted(numbers, key=lambda value: (str(type(value)), value)):
-        here = known & np.array([each == value for each in values], dtype=bool)
-        ax.scatter(
-            xy[here, 0],
-            xy[here, 1],
-            color=next(colors),
-            marker=next(shapes),
-            label=f"{value} ({here.sum()})",
-            **look,
-        )
+def _new_axes() -> Axes:
+    shell = get_ipython()
+    if shell is not None:
+        shell.display_formatter.formatters["image/png"].for_type(_CrispFigure, retina_figure)
+    return plt.subplots(figsize=SIZE, layout="constrained", FigureClass=_CrispFigure)[1]
 
 
-def _names(labels: Any) -> list[str] | None:
-    """Read the names of the classes off a `datasets` column, where it has them."""
-    return getattr(getattr(labels, "features", None), "names", None)
+def _read(labels: Any, names: Sequence[str] | None) -> pd.Series:
+    """Make a column of labels, by name where there are names; a `datasets` column has its own."""
+    values = check_labels(labels, "plot: labels")
+    names = names if names is not None else getattr(getattr(labels, "features", 0), "names", None)
+    if names is None:
+        return pd.Series(values, dtype=object)
+    for row, value in enumerate(values):
+        if pd.isna(value) or isinstance(value, str):
+            continue
+        if value != int(value) or not -1 <= value < len(names):
+            raise ValueError(
+                f"plot: label {value!r} has no name among {len(names)} names; give one for each "
+                "class"
+            )
+        # -1 is how `datasets` writes that there is none.
+        values[row] = None if value == -1 else names[int(value)]
+    order = dict.fromkeys([*names, *(value for value in values if not pd.isna(value))])
+    return pd.Series(values, dtype=pd.CategoricalDtype([*order]))
 
 
-def _named(value: Any, names: Sequence[str]) -> Any:
-    """Give a numbered class its name; -1 is how `datasets` writes that there is none."""
-    if value is None or isinstance(value, str) or value != value or value == -1:
-        return None if value == -1 else value
-    if value != int(value) or not 0 <= value < len(names):
-        raise ValueError(
-            f"plot: label {value!r} has no name among {len(names)} names; give one for each class"
-        )
-    return names[int(value)]
+def _write_names(ax: Axes, xy: NDArray[np.float64], found: Coloring) -> None:
+    """Write the name of each class at its densest place, where it is alone and there is room."""
+    limits = limits_of(xy)
+    scaled = (xy - limits[:, 0]) / (limits[:, 1] - limits[:, 0])
+    ax.autoscale_view()
+    window, taken = ax.get_window_extent(), list[Any]()
+    for number in found.shown[np.argsort(-found.counts[found.shown], kind="stable")]:
+        own = scaled[found.classes == number]
+        own = own[np.random.default_rng(0).permutation(len(own))[:1000]]
+        if len(own) < 10:
+            continue
+        around = KDTree(own).query_ball_point(own, 0.06)
+        densest = max(around, key=len)
+        here = own[densest].mean(axis=0)
+        near = found.classes[KDTree(scaled).query_ball_point(here, 0.06)]
+        if len(densest) < len(own) / 10 or not len(near) or (near == number).mean() < _OWN:
+            continue
+        x, y = limits[:, 0] + here * (limits[:, 1] - limits[:, 0])
+        text = ax.text(
+            x, y, cut(found.names[number], 24), ha="center", va="center", fontsize=9,
+            fontweight="bold", in_layout=False,
+            path_effects=[patheffects.withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
+        box = text.get_window_extent().padded(2)
+        inside = box.x0 > window.x0 and box.x1 < window.x1 and box.width < window.width / 3
+        if not inside or any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
+
+
+def _draw_panels(ax: Axes, xy: NDArray[np.float64], found: Coloring) -> None:
+    """Draw a small map for each class, the most frequent ones: contours before all points."""
+    limits, count = limits_of(xy), max(len(found.shown), 1)
+    columns = math.ceil(math.sqrt(1.6 * count))
+    rows = math.ceil(count / columns)
+    for place, number in enumerate(found.shown):
+        row, column = divmod(place, columns)
+        panel = ax.inset_axes(
+            (column / columns, 1 - (row + 1) / rows, 0.94 / columns, 0.84 / rows),
+            xticks=[], yticks=[], xlim=limits[0], ylim=limits[1],
+        )  # fmt: skip
+        panel.spines[:].set_visible(False)
+        size = float(np.clip(2000 / len(xy), 1, 9))
+        panel.scatter(xy[:, 0], xy[:, 1], s=size, color=UNKNOWN, linewidths=0)
+        own = xy[found.classes == number]
+        x, y, grid = density(own, limits)
+        steps = levels(grid, _SHARES)
+        shades = [to_rgba(PALETTE[number % len(PALETTE)], alpha) for alpha in (0.35, 0.6, 0.9)]
+        panel.contourf(x, y, grid, levels=[*steps, grid.max() * 1.01], colors=shades)
+        if found.names[number]:
+            panel.set_title(f"{cut(found.names[number], 24)} ({len(own)})", fontsize=8, pad=2)

@@ -7,12 +7,15 @@ between clusters, their sizes and their density mean little. Put a number from `
 import threading
 import warnings
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from embedkit._checks import check_count, check_table
 
 Method = Literal["umap", "pca"]
+METHODS = get_args(Method)
 
 # With fewer rows than this UMAP has no neighbourhoods to keep.
 _FEWEST = 4
@@ -25,7 +28,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def project(
-    vectors: ArrayLike,
+    vectors: Any,
     *,
     method: Method = "umap",
     n_neighbors: int = 15,
@@ -77,16 +80,13 @@ def project(
     >>> project(np.eye(5), method="pca").shape
     (5, 2)
     """
-    vectors = _checked(vectors)
-    for name, value in {"n_neighbors": n_neighbors, "sample": sample}.items():
-        if not isinstance(value, int | np.integer) and (name, value) != ("sample", None):
-            raise ValueError(f"project({name}={value!r}): give a whole number")
-    if method not in ("umap", "pca"):
-        raise ValueError(f"project(method={method!r}): unknown; choose from pca, umap")
+    vectors = check_table(vectors, "project: vectors", dtype=np.float32)
+    if method not in METHODS:
+        raise ValueError(f"project(method={method!r}): unknown; choose from {', '.join(METHODS)}")
+    check_count("project", "n_neighbors", n_neighbors, least=2)
     fitted = np.arange(len(vectors))
-    if sample is not None and sample < len(vectors):
-        if sample < 1:
-            raise ValueError(f"project(sample={sample}): give a number of rows, or None for all")
+    if sample is not None:
+        check_count("project", "sample", sample)
         fitted = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
     if len(vectors) == 0:
         return np.zeros((0, 2), np.float32)
@@ -97,8 +97,6 @@ def project(
             f"project: UMAP needs at least {_FEWEST} rows and got {len(fitted)}; "
             "use method='pca', or more rows"
         )
-    if n_neighbors < 2:
-        raise ValueError(f"project(n_neighbors={n_neighbors}): give 2 or more")
     n_neighbors = min(n_neighbors, len(fitted) - 1)
     neighbors = None
     if len(fitted) == len(vectors) <= _ALL_PAIRS and metric in _METRICS_FOR_PAIRS:
@@ -113,13 +111,7 @@ def project(
         precomputed_knn=neighbors or (None, None, None),
         # The spectral start needs more rows than dimensions to spare.
         init="spectral" if len(fitted) > 10 else "random",
-        tqdm_kwds={
-            "disable": not progress,
-            "delay": 2,
-            "leave": False,
-            "desc": "UMAP",
-            "unit": "epoch",
-        },
+        tqdm_kwds={"disable": not progress, "delay": 2, "leave": False, "desc": "UMAP"},
     )
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         # Vectors in several unconnected clusters are no fault: it falls back to another start.
@@ -172,23 +164,3 @@ def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.f
             pca.set_params(random_state=0).fit(vectors[fitted])
         out[:, :count] = pca.transform(vectors)
     return out
-
-
-def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
-    """Make a finite float table of what was given, or say what is wrong with it."""
-    try:
-        if np.iscomplexobj(vectors):
-            raise TypeError("they are complex")
-        with np.errstate(over="ignore"):  # what becomes infinite is refused below
-            table = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"project takes an array (n, dim) of numbers: {error}") from error
-    if table.ndim != 2 or (len(table) and not table.shape[1]):
-        raise ValueError(f"project takes an array (n, dim), and got shape {table.shape}")
-    wrong = np.flatnonzero(~np.isfinite(table).all(axis=1))
-    if len(wrong):
-        raise ValueError(
-            f"project: {len(wrong)} of {len(table)} rows hold NaN or infinite values (the first: "
-            f"row {wrong[0]}); leave them out"
-        )
-    return table

@@ -15,7 +15,7 @@ import embedkit as ek
 from embedkit.maps.plotting import MARKERS, PALETTE
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-TAKEN, LEFT, WORD = PALETTE[5], "#e9edf1", PALETTE[4]
+TAKEN, LEFT, WORD = "#E69F00", "#e9edf1", "#56B4E9"
 STYLE = {
     "svg.hashsalt": "embedkit",  # the same names in the file each time
     "font.size": 11,
