@@ -167,7 +167,7 @@ def test_figures_that_cannot_be_drawn(points, settings, message):
         (
             KNN,
             (ROWS[:3], LABELS[:3], ROWS, LABELS),
-            "knn_accuracy(k=5): give a whole number from 1 to 3",
+            "knn_predict(k=5): give a whole number from 1 to 3",
         ),
         (
             KNN,

@@ -1,13 +1,16 @@
 """The numbers beside the pictures, against scikit-learn or by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
 
-from embedkit import evaluate
+from embedkit import evaluate, search
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,96 @@ def test_trustworthiness_is_scikit_learns_by_the_cosine(data):
         assert evaluate.trustworthiness(train, points, k=7) == pytest.approx(expected)
     unit = train / np.linalg.norm(train, axis=1, keepdims=True)
     assert evaluate.trustworthiness(train, unit) == pytest.approx(1.0)
+
+
+def test_trustworthiness_of_a_sample_is_near_that_of_all_rows(monkeypatch):
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(900, 6))
+    points = vectors[:, :2] + generator.normal(size=(900, 2))
+    exact = evaluate.trustworthiness(vectors, points)
+    assert 0.5 < exact < 0.9
+    monkeypatch.setattr(evaluate, "CELLS", 900 * 7)  # several blocks
+    assert evaluate.trustworthiness(vectors, points, sample=None) == pytest.approx(exact)
+    some = evaluate.trustworthiness(vectors, points, sample=300)
+    assert some != exact and some == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("cells", [2**24, 300])
+def test_nearest_is_scikit_learns(data, metric, cells, monkeypatch):
+    monkeypatch.setattr(search, "CELLS", cells)
+    vectors, _, queries, _ = data
+    vectors = vectors + (100 if metric == "euclidean" else 0)
+    queries = queries + (100 if metric == "euclidean" else 0)
+    exact = NearestNeighbors(n_neighbors=7, metric=metric, algorithm="brute").fit(vectors)
+    for given in (queries, None):
+        expected, expected_rows = exact.kneighbors(given)
+        rows, distances = evaluate.nearest(vectors, given, k=7, metric=metric)
+        assert rows.dtype == np.intp and distances.dtype == np.float32
+        np.testing.assert_array_equal(rows, expected_rows)
+        np.testing.assert_allclose(distances, expected, atol=1e-5)
+
+
+def test_nearest_among_equals_are_the_first_rows():
+    vectors = np.array([[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 4 + [[0.0, 0.0]])
+    rows, distances = evaluate.nearest(vectors, [[2.0, 0.0]], k=8)
+    assert rows.tolist() == [[3, 4, 5, 6, 0, 1, 2, 7]]
+    assert distances.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+    twins, _ = evaluate.nearest(vectors[:3], k=2)
+    assert twins.tolist() == [[1, 2], [0, 2], [0, 1]]
+
+
+def test_nearest_needs_little_memory():
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=(20_000, 16)).astype(np.float32)
+    tracemalloc.start()
+    evaluate.nearest(vectors, k=10)  # all pairs would take 1.6 GB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+
+
+def test_predictions_are_those_that_the_accuracy_counts(data):
+    train, train_labels, test, test_labels = data
+    predicted = evaluate.knn_predict(train, train_labels, test, k=3)
+    assert np.mean(predicted == test_labels) == evaluate.knn_accuracy(*data, k=3)
+    names = np.array(["x", "y", "z"])[train_labels]
+    assert set(evaluate.knn_predict(csr_matrix(train), names, csr_matrix(test))) == {"x", "y", "z"}
+
+
+def test_retrieval_by_hand():
+    found = [[3, 5, 8], [1, 2, 0]]
+    relevant = [[5, 9, 8], [7]]
+    scores = evaluate.retrieval(found, relevant, k=3)
+    assert scores["recall"] == pytest.approx((2 / 3 + 0) / 2)
+    gain = (1 / np.log2(3) + 1 / np.log2(4)) / (1 / np.log2(2) + 1 / np.log2(3) + 1 / np.log2(4))
+    assert scores["ndcg"] == pytest.approx(gain / 2)
+    assert evaluate.retrieval(found, relevant, k=1) == {"recall": 0, "ndcg": 0}
+    assert evaluate.retrieval([[4, 2, 6]], [[2, 4]], k=2) == {"recall": 1, "ndcg": 1}
+    many = evaluate.retrieval([[4]], [[4, 1, 2]], k=1)  # more relevant ones than were asked for
+    assert many == {"recall": pytest.approx(1 / 3), "ndcg": 1}
+
+
+@pytest.mark.bad_input("evaluate")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: evaluate.nearest(np.eye(3), np.eye(4)), "vectors has 3 dimensions and queries"),
+        (lambda: evaluate.nearest(np.eye(3), k=3), r"nearest\(k=3\): .* from 1 to 2"),
+        (lambda: evaluate.nearest(np.eye(3), metric="l2"), "choose from cosine, euclidean"),
+        (lambda: evaluate.nearest(csr_matrix(np.eye(3))), "Sparse data was passed"),
+        (lambda: evaluate.nearest(np.eye(3), [[np.nan] * 3], k=1), "queries: 1 of 1 rows hold NaN"),
+        (lambda: evaluate.retrieval([[1, 2]], [[1]]), r"retrieval\(k=10\).* from 1 to 2"),
+        (lambda: evaluate.retrieval([[1, 2]], [[]], k=2), "at least one row in it"),
+        (lambda: evaluate.retrieval([[1, 2]], [[1], [2]], k=2), "1 queries and 2 lists"),
+        (lambda: evaluate.retrieval([[1, 1]], [[1]], k=2), "a row twice"),
+        (lambda: evaluate.trustworthiness(np.eye(9), np.eye(9)[:, :2], k=2, sample=0), "sample=0"),
+        (lambda: evaluate.knn_predict(np.eye(3), [1, 2, 3], np.eye(2), k=1), "the same encoder"),
+    ],
+)  # fmt: skip
+def test_searches_that_cannot_be_made(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_every_number_is_a_plain_float(data):

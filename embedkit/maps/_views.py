@@ -16,7 +16,7 @@ from embedkit.maps._rows import Rows
 from embedkit.maps.projection import project
 
 LARGE = 5000  # UMAP is fitted on so many rows at most
-_MEASURED = 2000  # rows drawn for the numbers: trustworthiness makes a table of n by n
+_MEASURED = 2000  # rows drawn for the numbers
 _K = 5
 
 
@@ -90,7 +90,7 @@ class Maps:
         rows = np.random.default_rng(0).permutation(len(full))[:_MEASURED]
         lines = [f"Trustworthiness needs more than {2 * _K} rows."]
         if len(rows) > 2 * _K:
-            trust = evaluate.trustworthiness(full[rows], points[rows], k=_K)
+            trust = evaluate.trustworthiness(full, points, k=_K, sample=_MEASURED)
             lines = [f"trustworthiness <b>{trust:.2f}</b> (1 is perfect, 0.5 is chance)"]
         named = rows[classes[rows] >= 0]
         if not 2 <= len(np.unique(classes[named])) <= len(named) / _K:
