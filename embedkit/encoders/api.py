@@ -8,9 +8,9 @@ import functools
 import hashlib
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from embedkit.encoders._inputs import Faults, OnError, listed, ranges, text_fault
-from embedkit.encoders._requests import Account, Run, Server, open_cache, spans
+from embedkit.encoders._requests import Account, Run, open_cache, source_of, spans
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -53,14 +53,17 @@ class OpenAIEncoder:
         The server, such as ``"http://localhost:11434/v1"``; by default the environment variable
         ``OPENAI_BASE_URL``, else OpenAI. A server on this machine needs no key.
     client : openai.OpenAI, optional
-        A client of your own, with its own timeout, retries or proxy. Such an encoder cannot be
-        pickled.
+        A client of your own, with its own timeout, retries or proxy. Its answers are not bounded in
+        size, and such an encoder cannot be pickled.
     cache : str or path, optional
-        A folder that keeps each vector under model, dimensions and text, so that nothing is asked
-        for twice. It holds digests of the texts, not the texts. Take another folder for another
-        server that calls a different model by the same name.
-    max_concurrency : int
+        A folder that keeps each vector, so that nothing is asked for twice. It holds digests of the
+        texts, not the texts. Vectors are told apart by model, dimensions and server: its address,
+        and what it says of the model in ``/v1/models``, which is asked for once.
+    max_concurrency : int, default=4
         Requests on their way at a time.
+    timeout : float, default=60
+        Seconds that a server has for one answer. What may pass (a timeout, a limit of requests) is
+        tried again, for at most three times as long in all.
 
     Raises
     ------
@@ -93,6 +96,7 @@ class OpenAIEncoder:
         client: "OpenAI | None" = None,
         cache: str | os.PathLike[str] | None = None,
         max_concurrency: int = 4,
+        timeout: float = 60,
     ) -> None:
         if find_spec("openai") is None:
             raise ImportError(
@@ -100,9 +104,13 @@ class OpenAIEncoder:
                 "run `pip install openai`"
             )
         _check_count(dimensions=dimensions, max_concurrency=max_concurrency)
-        if client is not None:
-            from openai import OpenAI
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+            raise ValueError(f"timeout={timeout!r}: give a number of seconds above 0")
+        from openai import OpenAI
 
+        from embedkit.encoders._http import Server
+
+        if client is not None:
             if base_url is not None:
                 raise ValueError("OpenAIEncoder: a client has its own base_url; give one of them")
             if not isinstance(client, OpenAI):
@@ -112,9 +120,10 @@ class OpenAIEncoder:
             base_url = str(client.base_url)
         self.model = model
         self._dimensions, self._max_concurrency = dimensions, max_concurrency
-        self._cache = None if cache is None else os.fspath(cache)
-        self._own_client = client
-        self._server = Server(base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI, client)
+        self._timeout, self._own_client = timeout, client
+        self._cache = None if cache is None else str(Path(cache).expanduser().absolute())
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or _OPENAI
+        self._server = Server(url, client, timeout)
         self._account = Account(dimensions)
 
     @property
@@ -146,6 +155,7 @@ class OpenAIEncoder:
             "base_url": self._server.url,
             "cache": self._cache,
             "max_concurrency": self._max_concurrency,
+            "timeout": self._timeout,
         }
         return functools.partial(OpenAIEncoder, self.model, **settings), ()
 
@@ -262,15 +272,34 @@ class OpenAIEncoder:
         texts = _checked(inputs, faults)
         _check_count(batch_size=batch_size)
         rows: dict[bytes, list[int]] = {}
-        for row, text in enumerate(texts):
-            if row not in faults.rows:
-                rows.setdefault(self._key(text), []).append(row)
-        wanted = {key: texts[where[0]] for key, where in rows.items()}
-        settings = {"model": self.model} | self._shorter
+        settings: dict[str, Any] = {"model": self.model}
+        if self._dimensions is not None:
+            settings["dimensions"] = self._dimensions
         with open_cache(self._cache) as database:
+            source = self._source(database)
+            for row, text in enumerate(texts):
+                if row not in faults.rows:
+                    # All that a vector depends on; the text itself is not kept.
+                    depends = json.dumps([source, self.model, self._dimensions, text])
+                    key = hashlib.sha256(depends.encode()).digest()
+                    rows.setdefault(key, []).append(row)
+            wanted = {key: texts[where[0]] for key, where in rows.items()}
             run = Run(wanted, self._server, self._account, database, settings)
             try:
-                self._complete(run, wanted, batch_size, progress)
+                missing = run.recall()
+                lengths, _ = self._lengths([wanted[key] for key in missing])
+                cuts = spans(lengths, min(batch_size or MAX_INPUTS, MAX_INPUTS), MAX_TOKENS)
+                if missing:
+                    self._server.connect()
+                with tqdm(
+                    total=len(missing),
+                    unit="text",
+                    disable=progress is False,
+                    delay=2 if progress is None else 0,
+                    leave=bool(progress),
+                ) as bar:
+                    requests = [missing[start:stop] for start, stop in cuts]
+                    run.ask_all(requests, self._max_concurrency, bar.update)
                 if run.failures:
                     raise RuntimeError(self._report(run, rows, len(texts)))
             except BaseException:
@@ -286,36 +315,12 @@ class OpenAIEncoder:
             vectors[where] = run.vectors.pop(key)
         return vectors
 
-    @property
-    def _shorter(self) -> dict[str, Any]:
-        return {} if self._dimensions is None else {"dimensions": self._dimensions}
-
-    def _key(self, text: str) -> bytes:
-        """Name a vector by all it depends on, without keeping the text."""
-        return hashlib.sha256(json.dumps([self.model, self._dimensions, text]).encode()).digest()
-
-    def _complete(
-        self, run: Run, texts: Mapping[bytes, str], batch_size: int | None, progress: bool | None
-    ) -> None:
-        """Ask for the vectors that are missing, a few requests at a time."""
-        missing = run.recall()
-        lengths, _ = self._lengths([texts[key] for key in missing])
-        cuts = spans(lengths, min(batch_size or MAX_INPUTS, MAX_INPUTS), MAX_TOKENS)
-        if missing:
-            self._server.connect()
-        # tqdm's own `delay` keeps the bar away from work that takes less than two seconds.
-        with (
-            tqdm(
-                total=len(missing),
-                unit="text",
-                disable=progress is False,
-                delay=2 if progress is None else 0,
-                leave=bool(progress),
-            ) as bar,
-            ThreadPoolExecutor(self._max_concurrency) as pool,
-        ):
-            for answered in pool.map(run.ask, (missing[start:stop] for start, stop in cuts)):
-                bar.update(answered)
+    def _source(self, database: sqlite3.Connection | None) -> str:
+        """Say in the cache's key which server it was; it is asked once."""
+        with self._account.lock:
+            if database is not None and self._account.source is None:
+                self._account.source = source_of(self._server, self.model, database)
+            return self._account.source or ""
 
     def _report(self, run: Run, rows: Mapping[bytes, list[int]], total: int) -> str:
         """Name the rows that failed and the first reason, and say what to do."""
