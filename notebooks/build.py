@@ -65,8 +65,9 @@ def execute(paths: list[Path], parameters: dict[str, str | int]) -> None:
     site.write()
     print(f"The site is there, with outputs kept in the lessons: {site.index.as_uri()}")
     together = side_by_side(len(paths))
+    lessons = "1 lesson" if len(paths) == 1 else f"{len(paths)} lessons"
     at_a_time = f", {together} at a time" if together > 1 else ""
-    print(f"Executing {len(paths)} on this machine{at_a_time}; each replaces its page when done.")
+    print(f"Now {lessons} will run here{at_a_time}; each replaces its page when it is done.")
     begun, failures = time.perf_counter(), []
     for lesson in run_all(paths, parameters, BUILD / "executed", meanwhile=site.reference):
         site.replace(lesson)

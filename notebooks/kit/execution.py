@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell
 
 from kit.lesson import Lesson, kept
 
-LESSON_BYTES = 3.5e9  # the most that a lesson held when measured, and some room
+LESSON_BYTES = 3e9  # the most that a lesson held when measured was 2 GB
 CHATTER = re.compile(r"%\||^\[[\d:, -]+ [A-Z] \d+ \d+\] \w+\.cc:")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -181,13 +181,13 @@ def origin(lesson: Lesson) -> str:
     when = lesson.ended and f"{lesson.ended.day} {lesson.ended:%B %Y at %H:%M}"
     if lesson.failure:
         failure = html.escape(lesson.failure)
-        return f"<strong>A run on this machine failed</strong> on {when}: {failure}. {KEPT}"
+        return f"<strong>A run on this machine failed</strong> on {when}: {failure}. {KEPT}."
     if lesson.seconds is not None:
         return f"Ran on this machine on {when}, in {lesson.seconds:.0f} s."
-    return KEPT
+    return f"{KEPT}: it has not run on this machine."
 
 
-KEPT = "The outputs below were kept with the lesson: it has not run on this machine."
+KEPT = "The outputs below were kept with the lesson"
 
 
 def card(lesson: Lesson, minutes: str | None) -> str:
@@ -265,11 +265,9 @@ def words(markup: str) -> str:
 
 
 def code_colors() -> str:
-    """Give the colors of code, of which none is faint on its ground, light or dark."""
-    both = {"": "xcode", "[data-theme=dark] ": "monokai"}
+    """Give the colors of code, of which none is faint on its ground: light, dark, or paper."""
     code = ":is(.highlight, .codehilite, .signature)"
-    styles = [
-        HtmlFormatter(style=style, nobackground=True).get_style_defs(where + code)
-        for where, style in both.items()
-    ]
-    return "\n".join(styles)
+    light = HtmlFormatter(style="xcode", nobackground=True).get_style_defs(code)
+    dark = HtmlFormatter(style="monokai", nobackground=True)
+    dark_styles = dark.get_style_defs(f"[data-theme=dark] {code}")
+    return f"{light}\n@media screen {{\n{dark_styles}\n}}\n"

@@ -80,7 +80,7 @@ function offerCopy(block) {
   button.type = "button";
   button.textContent = "Copy";
   button.onclick = async () => {
-    await navigator.clipboard.writeText(block.querySelector("pre").textContent.trimEnd());
+    await navigator.clipboard.writeText(codeOf(block.querySelector("pre").textContent));
     button.textContent = "Copied";
     button.classList.add("done");
     setTimeout(() => {
@@ -89,4 +89,11 @@ function offerCopy(block) {
     }, 2000);
   };
   block.append(button);
+}
+
+// Of an example with its answers, as docstrings have it, the code alone.
+function codeOf(text) {
+  const lines = text.trimEnd().split("\n");
+  const typed = lines.filter((line) => /^(>>>|\.\.\.)( |$)/.test(line));
+  return typed.length ? typed.map((line) => line.slice(4)).join("\n") : lines.join("\n");
 }

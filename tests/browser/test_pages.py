@@ -32,7 +32,7 @@ def browser():
 
 def watched(browser, **settings):
     """Open a page that notes what goes wrong in it."""
-    page, faults = browser.new_page(**settings), []
+    page, faults = browser.new_page(**settings), []  # in a browser, or in a context of one
 
     def watch_request(request):
         if not request.url.startswith(("file:", "data:", "blob:")):
@@ -65,8 +65,10 @@ def test_every_page_is_sound_and_open_to_all(site, browser, scheme):
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         assert not barriers(page), path.name
         assert not faults, path.name
-        width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert width <= 0, f"{path.name} is {width} pixels wider than the window"
+        for window in (390, 1920, 1280):  # a phone, a projector, a laptop
+            page.set_viewport_size({"width": window, "height": 720})
+            width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert width <= 0, f"{path.name} is {width} pixels wider than a window of {window}"
     page.close()
 
 
@@ -87,6 +89,48 @@ def test_the_search_leads_to_a_section(site, browser):
     page.close()
 
 
+def test_code_is_copied_without_its_answers(site, browser):
+    context = browser.new_context()
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page, faults = watched(context)
+    page.goto((site / "02_sentiment.html").as_uri())
+    block = page.locator(".highlight", has_text="by_hand_cls = last_hidden_state").first
+    block.hover()
+    block.get_by_role("button", name="Copy").click()
+    block.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("by_hand_cls = last_hidden_state[:, 0, :]") and "Copy" not in copied
+    page.goto((site / "api" / "embedkit.html").as_uri())
+    page.locator(".codehilite", has_text=">>> import embedkit as ek").first.hover()
+    page.get_by_role("button", name="Copy").first.click()
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("import embedkit as ek\n") and "(3, 384)" not in copied
+    assert not faults
+    context.close()
+
+
+def test_contents_stand_at_the_side_and_say_where_one_reads(site, browser):
+    page, faults = watched(browser, viewport={"width": 1280, "height": 720})
+    page.goto((site / "02_sentiment.html").as_uri())
+    contents = page.locator("details.contents")
+    side, text = contents.bounding_box(), page.locator("main").bounding_box()
+    assert side["x"] + side["width"] <= text["x"]
+    contents.get_by_text("The numbers").click()
+    page.wait_for_function("document.querySelector('.contents [aria-current]') !== null")
+    assert contents.locator("[aria-current]").all_inner_texts() == ["The numbers"]
+    assert page.url.endswith("#The-numbers")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("!document.querySelector('.contents').open")
+    assert contents.bounding_box()["height"] < 60
+    page.locator("a[rel=next]").click()
+    assert page.url.endswith("03_sentiment_openai.html")
+    page.locator("a[rel=prev]").click()
+    assert page.url.endswith("02_sentiment.html")
+    assert not faults
+    page.close()
+
+
 def test_the_button_changes_the_ground_and_paper_stays_white(site, browser):
     page, faults = watched(browser, color_scheme="light")
     page.goto((site / "GLOSSARY.html").as_uri())
@@ -100,6 +144,12 @@ def test_the_button_changes_the_ground_and_paper_stays_white(site, browser):
     page.emulate_media(media="print")
     assert page.evaluate(ground) == light
     assert not page.locator("header").is_visible()
+    assert not page.locator(".contents").is_visible()
+    page.goto((site / "02_sentiment.html").as_uri())  # code is not printed in the colors of night
+    name = "getComputedStyle(document.querySelector('.highlight .n')).color"
+    on_paper = page.evaluate(name)
+    page.emulate_media(media="screen")
+    assert page.evaluate(name) != on_paper
     assert not faults
     page.close()
 
