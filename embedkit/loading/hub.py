@@ -4,6 +4,7 @@ Left to themselves, the libraries ask many times, wait in between, and blame the
 the network.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, Literal
 
 from huggingface_hub import HfApi, constants, errors, snapshot_download
 from huggingface_hub.utils import filter_repo_objects
+
+# What repositories hold beside a model for other programs, and what was left over from training.
+_NEVER_NEEDED = ("*/*/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint*/*", "runs/*")
 
 
 def snapshot(
@@ -21,6 +25,8 @@ def snapshot(
     kind: Literal["model", "dataset"],
     instead: str,
     revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Path, bool]:
     """Bring files of a repository into the cache; go on with what is there when the Hub is gone.
 
@@ -38,6 +44,10 @@ def snapshot(
         How to go on without the Hub.
     revision : str, optional
         A branch, tag or commit.
+    token : str or bool, optional
+        Sent with each request; by default the one that `hf auth login` keeps.
+    cache_dir : str or path, optional
+        Where the cache is.
 
     Returns
     -------
@@ -50,29 +60,63 @@ def snapshot(
         If the Hub refuses, or cannot be asked and there is no copy; the message says why and what
         to do.
     """
-    options: dict[str, Any] = {"revision": revision, "allow_patterns": [*patterns]}
+    options: dict[str, Any] = {"repo_type": kind, "revision": revision, "cache_dir": cache_dir}
+    chosen: dict[str, Any] = {"allow_patterns": [*patterns], "ignore_patterns": [*_NEVER_NEEDED]}
     copy = None
     try:
         with suppress(errors.LocalEntryNotFoundError):
-            copy = Path(
-                snapshot_download(repository, repo_type=kind, local_files_only=True, **options)
-            )
+            copy = Path(snapshot_download(repository, local_files_only=True, **options, **chosen))
         if constants.HF_HUB_OFFLINE and copy:
             return copy, False
         # Asked here first, because this request has a timeout and is made once.
-        ask: Any = HfApi().model_info if kind == "model" else HfApi().dataset_info
+        hub = HfApi(token=token)
+        ask: Any = hub.model_info if kind == "model" else hub.dataset_info
         found = ask(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        names = [file.rfilename for file in found.siblings]
-        files = filter_repo_objects(names, allow_patterns=[*patterns])
-        if copy and copy.name == found.sha and all((copy / file).is_file() for file in files):
+        names = filter_repo_objects([file.rfilename for file in found.siblings], **chosen)
+        if copy and copy.name == found.sha and all((copy / name).is_file() for name in names):
             return copy, True
-        return Path(snapshot_download(repository, repo_type=kind, **options)), True
+        return Path(snapshot_download(repository, token=token, **options, **chosen)), True
     except Exception as error:  # the HTTP library under huggingface_hub differs by version
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
         answer = _refusal(cause, repository, kind, revision)
         if copy and not answer:
             return copy, False
         raise OSError(f"{name}: {answer or _absence(cause, kind, instead)}") from error
+
+
+def cached_commit(
+    repository: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[str, ...]:
+    """Give the commit of a model in the cache, as a tuple of one, without asking the Hub.
+
+    Parameters
+    ----------
+    repository : str
+        The id.
+    revision : str, optional
+        A branch, tag or commit.
+    cache_dir : str or path, optional
+        Where the cache is.
+
+    Returns
+    -------
+    tuple of str
+        Empty where the cache has none.
+    """
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
+            local_files_only=True,
+            allow_patterns="config.json",
+        )
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return ()
+    return (Path(folder).name,)
 
 
 def _refusal(error: object, repository: str, kind: str, revision: str | None) -> str:
