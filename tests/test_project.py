@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 URL = PROJECT["urls"]["Repository"]
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"huggingface-hub": "huggingface_hub", "torch": "pytorch"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
 
