@@ -1,4 +1,4 @@
-"""Images of any kind in, RGB images out; or one sentence on which one is none."""
+"""Images of any kind become RGB images, and an error names what is no image."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def to_rgb(image: Any, row: int) -> Image.Image:
-    """Open, turn upright and convert one image, or say which one is none."""
+    """Open, turn upright and convert one image; an error names the row of what is no image."""
     try:
         if isinstance(image, Mapping) and "bytes" in image:  # a `datasets` image, not decoded
             image = image["bytes"] or image["path"]
@@ -40,7 +40,7 @@ def to_rgb(image: Any, row: int) -> Image.Image:
             "PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except Exception as error:  # on broken files, Pillow's readers raise all kinds
-        raise ValueError(f"image {row} ({shown(image)}) cannot be read: {error}") from error
+        raise ValueError(f"image {row} ({describe(image)}) cannot be read: {error}") from error
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -64,6 +64,6 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(array.astype(np.uint8))
 
 
-def shown(value: Any) -> str:
-    """Show a wrong value in a few characters."""
+def describe(value: Any) -> str:
+    """Describe a wrong value in a few characters."""
     return "None" if value is None else f"a {type(value).__name__} ({str(value)[:30]!r})"

@@ -21,7 +21,7 @@ def cls(hidden: Tensor, mask: Tensor) -> Tensor:
     """Take the first real token: ``[CLS]`` in the BERT family, the class token in a ViT.
 
     Use it when the model was trained to gather the input there, as a fine-tuned classifier is.
-    A model that never was has no reason to.
+    A model that was not trained this way has no reason to.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def last(hidden: Tensor, mask: Tensor) -> Tensor:
     return _at(hidden, tokens - 1 - from_the_end)
 
 
-def patch_mean(hidden: Tensor, mask: Tensor, *, special: int = 1) -> Tensor:
+def patch_mean(hidden: Tensor, mask: Tensor, *, special: int = 1, behind: int = 0) -> Tensor:
     """Average the image's patches and leave its special tokens out.
 
     A ViT's dimension 1 holds the class token beside the patches, and some models hold more there
@@ -146,8 +146,10 @@ def patch_mean(hidden: Tensor, mask: Tensor, *, special: int = 1) -> Tensor:
         Hidden states.
     mask : Tensor, shape (batch, tokens)
         1 where a token is real, 0 where it is padding.
-    special : int
+    special : int, default=1
         How many tokens stand before the first patch. `ImageEncoder` finds this out itself.
+    behind : int, default=0
+        How many stand behind the last one, as in YOLOS.
 
     Returns
     -------
@@ -159,7 +161,8 @@ def patch_mean(hidden: Tensor, mask: Tensor, *, special: int = 1) -> Tensor:
     >>> patch_mean(hidden, torch.tensor([[1, 1, 1]]))
     tensor([[2.]])
     """
-    return mean(hidden[:, special:], mask[:, special:])
+    patches = slice(special, hidden.shape[1] - behind)
+    return mean(hidden[:, patches], mask[:, patches])
 
 
 def words(hidden: Tensor, word_ids: Tensor, *, subwords: Subwords = "first") -> Tensor:
@@ -172,8 +175,8 @@ def words(hidden: Tensor, word_ids: Tensor, *, subwords: Subwords = "first") -> 
     word_ids : Tensor of int, shape (batch, tokens)
         The word each token belongs to, counted over the whole batch; -1 for special tokens and
         padding.
-    subwords : {"first", "mean", "last"}
-        Which of a word's tokens speak for it. BERT's authors took the first.
+    subwords : {"first", "mean", "last"}, default="first"
+        Which of a word's tokens give its vector. BERT's authors took the first.
 
     Returns
     -------
@@ -212,15 +215,5 @@ def words(hidden: Tensor, word_ids: Tensor, *, subwords: Subwords = "first") -> 
 
 
 def _at(hidden: Tensor, position: Tensor) -> Tensor:
-    """Pick one token per row: ``hidden[i, position[i]]``."""
+    """Pick one token per row: (batch, tokens, dim) -> (batch, dim)."""
     return hidden[torch.arange(len(hidden), device=hidden.device), position]
-
-
-POOLINGS: dict[str, Callable[..., Tensor]] = {
-    "cls": cls,
-    "last": last,
-    "max": max,
-    "mean": mean,
-    "patch_mean": patch_mean,
-    "words": words,
-}

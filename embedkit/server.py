@@ -32,10 +32,7 @@ _MAX_CONNECTIONS = 128
 
 def _name_of(model: str | os.PathLike[str] | TextEncoder) -> str:
     """Name a model without a path of this machine."""
-    if isinstance(model, TextEncoder):
-        made_from = model.__reduce__()[1][1]  # a name or, around a loaded model, all it holds
-        model = made_from if isinstance(made_from, str) else type(model.model).__name__
-    name = os.fspath(model)
+    name = model.name if isinstance(model, TextEncoder) else os.fspath(model)
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 

@@ -1,6 +1,5 @@
-"""Packing is a matter of speed alone: the vectors are those of the padded way."""
+"""Packing only changes the speed: the vectors are those of the padded way."""
 
-import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,6 +42,22 @@ def model_and_tokenizer(kind: str, attention: str) -> tuple[tf.PreTrainedModel, 
     return model, tokenizer
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Give the folder of a model: only what is loaded by name is packed."""
+    made = {}
+
+    def save(kind: str) -> str:
+        if kind not in made:
+            model, tokenizer = model_and_tokenizer(kind, "sdpa")
+            made[kind] = str(tmp_path_factory.mktemp(kind))
+            model.save_pretrained(made[kind])
+            tokenizer.save_pretrained(made[kind])
+        return made[kind]
+
+    return save
+
+
 def calls(encoder, run) -> list[int]:
     """Run something, and count the rows that reach the first layer in each call of the model."""
     seen: list[int] = []
@@ -63,35 +78,42 @@ def test_the_architectures_claimed_are_the_ones_tried():
 
 @pytest.mark.parametrize("kind", [*PACKED, *PADDED])
 @pytest.mark.parametrize("layers", [-1, [0, 1, -1]])
-def test_packed_vectors_are_those_of_the_padded_way(kind, layers):
-    model, tokenizer = model_and_tokenizer(kind, "sdpa")
-    plain, _ = model_and_tokenizer(kind, "eager")
+def test_packed_vectors_are_those_of_the_padded_way(folder, kind, layers):
+    plain, tokenizer = model_and_tokenizer(kind, "eager")
     for pooling in ("cls", "mean", "max", "last"):
         settings = {"pooling": pooling, "layers": layers, "processor": tokenizer}
-        encoder = ek.TextEncoder(model, **settings)
+        encoder = ek.TextEncoder(folder(kind), **settings)
         padded = ek.TextEncoder(plain, **settings)
         found = encoder.encode(texts())
         np.testing.assert_allclose(found, padded.encode(texts()), rtol=0, atol=1e-5)
         alone = np.concatenate([padded.encode([text]) for text in texts()])
         np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
-    words = ek.WordEncoder(model, layers=layers, processor=tokenizer).encode(texts())
+    words = ek.WordEncoder(folder(kind), layers=layers, processor=tokenizer).encode(texts())
     by_padding = ek.WordEncoder(plain, layers=layers, processor=tokenizer).encode(texts())
     assert words.word == by_padding.word
     np.testing.assert_allclose(words.vectors, by_padding.vectors, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_these_architectures_do_run_packed(kind):
-    encoder = ek.TextEncoder(model_and_tokenizer(kind, "sdpa")[0], processor=_word_piece())
+def test_these_architectures_do_run_packed(folder, kind):
+    encoder = ek.TextEncoder(folder(kind))
     assert max(calls(encoder, lambda: encoder.encode(texts()))) == 1
-    plain = ek.TextEncoder(model_and_tokenizer(kind, "eager")[0], processor=_word_piece())
+    plain = ek.TextEncoder(folder(kind), attn_implementation="eager")
     assert max(calls(plain, lambda: plain.encode(texts()))) > 1
 
 
-def test_the_readers_own_calls_of_the_model_stay_as_they_were():
+def test_a_model_that_the_caller_loaded_is_left_as_it_is():
     model, tokenizer = model_and_tokenizer("bert", "sdpa")
-    untouched = copy.deepcopy(model)
     encoder = ek.TextEncoder(model, processor=tokenizer)
+    assert max(calls(encoder, lambda: encoder.encode(texts()))) > 1
+    assert model.config._attn_implementation == "sdpa"
+    hooks = [(part._forward_hooks, part._forward_pre_hooks) for part in model.modules()]
+    assert not any(before or after for before, after in hooks)
+
+
+def test_other_calls_of_a_packed_model_compute_what_they_always_did(folder):
+    encoder = ek.TextEncoder(folder("bert"))
+    untouched, tokenizer = tf.BertModel.from_pretrained(folder("bert")), encoder.processor
     encoder.encode(texts())
     batch = tokenizer(texts(), padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -106,9 +128,8 @@ def test_the_readers_own_calls_of_the_model_stay_as_they_were():
     np.testing.assert_allclose(encoder.encode(texts()), before, rtol=0, atol=1e-5)
 
 
-def test_threads_do_not_see_each_others_packing():
-    model, tokenizer = model_and_tokenizer("bert", "sdpa")
-    encoder = ek.TextEncoder(model, processor=tokenizer, pooling="mean")
+def test_threads_do_not_see_each_others_packing(folder):
+    encoder = ek.TextEncoder(folder("bert"), pooling="mean")
     shares = [texts()[i:] for i in range(8)]
     expected = [encoder.encode(share) for share in shares]
     with ThreadPoolExecutor(4) as pool:
@@ -117,9 +138,8 @@ def test_threads_do_not_see_each_others_packing():
                 np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
 
 
-def test_a_pickled_encoder_around_a_loaded_model_packs_too():
-    model, tokenizer = model_and_tokenizer("bert", "sdpa")
-    encoder = ek.TextEncoder(model, processor=tokenizer)
+def test_a_pickled_encoder_packs_too(folder):
+    encoder = ek.TextEncoder(folder("bert"))
     again = pickle.loads(pickle.dumps(encoder))
     assert max(calls(again, lambda: again.encode(texts()))) == 1
     np.testing.assert_allclose(again.encode(texts()), encoder.encode(texts()), rtol=0, atol=1e-6)
@@ -136,11 +156,9 @@ def test_a_decoder_is_left_alone():
     packing.varlen_attn is None or not torch.cuda.is_available(),
     reason="varlen attention needs a CUDA device and torch 2.10",
 )
-def test_varlen_attention_on_a_gpu_keeps_the_direction():
-    model, tokenizer = model_and_tokenizer("bert", "sdpa")
-    exact = ek.TextEncoder(model, processor=tokenizer, pooling="mean").encode(texts())
-    half, _ = model_and_tokenizer("bert", "sdpa")
-    encoder = ek.TextEncoder(half.to("cuda", torch.bfloat16), processor=tokenizer, pooling="mean")
+def test_varlen_attention_on_a_gpu_keeps_the_direction(folder):
+    exact = ek.TextEncoder(folder("bert"), pooling="mean").encode(texts())
+    encoder = ek.TextEncoder(folder("bert"), pooling="mean", device="cuda", dtype="bfloat16")
     found = encoder.encode(texts())
     cosine = (
         np.sum(exact * found, 1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)

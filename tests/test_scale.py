@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 import embedkit as ek
+from embedkit.encoders import _tensors as tensors
 from embedkit.encoders import image as image_encoder
 from embedkit.loading import models
 from tests.conftest import picture, sentence
@@ -143,7 +144,7 @@ def test_files_are_opened_a_few_at_a_time_and_in_threads(tiny, tmp_path, monkeyp
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     encoder._embed = counted_embed
     found = encoder.encode(paths, batch_size=8)
-    assert max(ahead) <= 8 + 2 * image_encoder._AHEAD + 2
+    assert max(ahead) <= 8 + 2 * tensors._AHEAD + 2
     assert threading.current_thread().name not in threads
     del encoder._embed
     np.testing.assert_allclose(
@@ -217,7 +218,7 @@ def test_auto_stays_with_float32_where_bfloat16_does_not_pay(tiny, monkeypatch):
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 def test_auto_stays_with_float32_where_bfloat16_turns_the_vectors(tiny, monkeypatch, kind):
     monkeypatch.setattr(models, "bfloat16_pays", lambda device: True)
-    monkeypatch.setattr("embedkit.encoders._base._SAME_DIRECTION", 1.1)
+    monkeypatch.setattr("embedkit.encoders._trying._SAME_DIRECTION", 1.1)
     make = ek.ImageEncoder if kind == "vit" else ek.WordEncoder
     with pytest.warns(UserWarning, match=r"took float32: bfloat16 would turn .* \(cosine 0\.9"):
         encoder = make(tiny(kind), dtype="auto")

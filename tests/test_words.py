@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers as tf
 from datasets import ClassLabel, Dataset, Features, List, Value
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import embedkit as ek
 from embedkit.encoders._batches import best_window, windows
 from embedkit.loading import _bundled as bundled
+from tests.conftest import TEXT, _byte_bpe
 
 MINILM = "bundled/all-MiniLM-L6-v2"
 SENTENCES = [
@@ -72,6 +74,48 @@ def test_a_gpt_reads_the_first_word_after_a_space_too(tiny):
         state = model(**tokenizer(" kettle", return_tensors="pt")).last_hidden_state[0]
     close(alone, state[0])
     assert not encoder.processor.add_prefix_space  # the reader's tokenizer is left as it was
+
+
+def generic_byte_level():
+    """Make a byte-level tokenizer of no class of its own, as ModernBERT's."""
+    vocab, merges = _byte_bpe()
+    trained = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(token, vocab[token]) for token in ("<s>", "</s>")]
+    )
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=trained, cls_token="<s>", sep_token="</s>", pad_token="<pad>",
+        model_max_length=64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "t5", "modernbert"])
+def test_a_word_has_the_tokens_it_has_behind_a_space(tiny, kind):
+    if kind == "modernbert":
+        tokenizer = generic_byte_level()
+        sizes = {**TEXT, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        config = tf.ModernBertConfig(**sizes, cls_token_id=0, sep_token_id=2)
+        encoder = ek.WordEncoder(tf.ModernBertModel(config).eval(), processor=tokenizer)
+    else:
+        encoder = ek.WordEncoder(tiny(kind))
+        tokenizer = encoder.processor
+    seen = []
+    encoder.body.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].tolist()), with_kwargs=True
+    )
+    encoder.encode([["kettle", "kettle", "unread", "paris"]])
+    (ids,) = seen[-1]
+    plain = tokenizer("x kettle kettle unread paris", add_special_tokens=False)["input_ids"]
+    behind = plain[len(tokenizer("x", add_special_tokens=False)["input_ids"]) :]
+    start = len(encoder.processor("")["input_ids"]) // 2 if kind != "t5" else 0
+    assert ids[start : start + len(behind)] == behind  # each word as behind a space
+    alone = tokenizer("kettle", add_special_tokens=False)["input_ids"]
+    assert (ids[start : start + len(alone)] == alone) is (kind == "t5")
+    words = ["kettle", "kettle", "unread", "paris"]
+    found = encoder.encode([words]).vectors
+    assert np.isfinite(found).all() and len(found) == 4
 
 
 def test_every_word_has_one_row_in_reading_order(tiny):

@@ -1,7 +1,7 @@
 """Batches as engines hand them over, and vectors as they store them.
 
 `datasets` and Ray Data both keep their columns in Arrow. A column of vectors has a fixed size
-there, float32, with no copy in between, and whoever reads the file knows its shape.
+there, float32, with no copy in between, and its shape stands in the file.
 """
 
 import sys
@@ -21,9 +21,11 @@ def column_names(batch: Any) -> list[str]:
     return list(batch.column_names if isinstance(batch, pa.Table) else batch)
 
 
-def rows(column: Any) -> Any:
-    """Give a column as what `encode` takes."""
-    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
+def is_single_row(batch: Any, column: str, single: tuple[type, ...]) -> bool:
+    """Say whether a row was handed over in place of a batch, as `map` does by itself."""
+    # `datasets` has a class for either; with a format set, it hands a plain dict over.
+    plain = isinstance(batch, dict) and isinstance(batch[column], single)
+    return plain or type(batch).__name__ == "LazyRow"
 
 
 def with_embedding(batch: Any, vectors: Embeddings, dim: int) -> Any:

@@ -1,90 +1,153 @@
-"""What all encoders share: a model, its layers, its settings, and one forward pass."""
+"""What all encoders share: a model, its settings, a test of the model, and data sets."""
 
-import copy
 import os
-import re
-import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from embedkit import pooling as pooling_functions
+from embedkit.encoders import _loaded as models
 from embedkit.encoders import _packing as packing
-from embedkit.encoders._inputs import OnError
-from embedkit.loading import models
+from embedkit.encoders._forward import (
+    Combine,
+    Layers,
+    body_of,
+    call,
+    reading,
+)
+from embedkit.encoders._inputs import OnError, warn
+from embedkit.encoders._machine import (
+    Device,
+    chosen_device,
+    is_out_of_memory,
+    work_alone_after_fork,
+)
+from embedkit.encoders._pickling import Pickled
+from embedkit.encoders._trying import try_model
 from embedkit.pooling import Pooling
 from embedkit.words import Vectors
 
-Combine = Literal["mean", "concat"]
 Model = str | os.PathLike[str] | PreTrainedModel
-
-# The cosine to float32 that `dtype="auto"` has to keep.
-_SAME_DIRECTION = 0.9995
-
-# The process that loaded torch: one that is forked from it has none of torch's threads.
-_LOADED_IN = os.getpid()
-# How many threads read a model at the moment, and which of its parts were in training before.
-_readers: WeakKeyDictionary[PreTrainedModel, tuple[int, list[torch.nn.Module]]] = (
-    WeakKeyDictionary()
-)
-_readers_lock = threading.Lock()
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
-class Encoder(ABC):
-    """What all encoders share: the model, its layers, its settings."""
+class Encoder(Pickled, ABC):
+    """The base of every encoder: a model, its settings, and what was learned by trying it.
 
-    _takes: str  # the model's main input
-    _tower: str  # the half of a two-tower model that reads it
-    _columns: tuple[str, ...]  # where to look in a batch of a data set
+    Do not subclass it directly for a new use case, but one of its two children. `TensorEncoder`
+    is for inputs that become tensors one at a time, such as images and sounds; `TokenEncoder` is
+    for what a tokenizer reads. Each says what its subclasses provide. What holds for both:
 
-    def __new__(cls, model: Model, **settings: Any) -> "Encoder":
-        """Keep the arguments, so that an encoder made from a name pickles as its settings."""
-        encoder = super().__new__(cls)
-        encoder._made_from = (model, settings)
-        return encoder
+    - A subclass names ``kind`` (what to load beside the model: "text" or "image"), ``reads`` (the
+      names a model's main input may have), ``columns`` (where in a data set its inputs are),
+      ``unit`` (what one input is called) and ``single`` (the types of one input). For models of
+      two towers it may name ``tower``, the attribute of the right one, and ``features``, the
+      method that gives vectors in the space that both towers share.
+    - The constructor here does all the work, in this order: it loads, calls `set_up`, calls
+      `look`, chooses the pooling, and tests the model with `embed_example`. A subclass with
+      settings of its own keeps them first and then calls it; nothing has to be called after it.
 
-    _made_from: tuple[Model, dict[str, Any]]
+    Parameters
+    ----------
+    model, pooling, processor, layers, combine, final_norm, dim, normalize, device, dtype, revision,
+    token, cache_dir, attn_implementation, model_kwargs
+        As in `TextEncoder`.
+
+    Attributes
+    ----------
+    name : str
+        What the model was made from: a bundled name, an absolute folder or a Hub id; of a loaded
+        model, its class.
+    model : PreTrainedModel
+        The whole model.
+    body : PreTrainedModel
+        The part of it that gives hidden states.
+    processor : tokenizer, image processor or feature extractor
+    pooling : str or function
+        What is pooled, and ``pooling_reason``, who decided it.
+    normalize : bool
+        Whether vectors are scaled to length 1.
+    dim : int
+        Length of a vector.
+    published : embedkit.loading.models.Published
+        What the model's authors say in its repository about using it.
+    commit : str or None
+        The commit of a Hub repository.
+    facts : dict
+        What was learned by trying the model; it is kept with the pickle.
+
+    See Also
+    --------
+    embedkit.ImageEncoder, embedkit.TextEncoder, embedkit.WordEncoder
+    """
+
+    kind: Literal["text", "image"]
+    reads: tuple[str, ...]
+    columns: tuple[str, ...]
+    unit: str = "input"
+    single: tuple[type, ...] = (str, bytes)
+    tower: str = ""
+    features: str = ""
+    # True where inputs of different lengths share a batch, the shorter ones padded.
+    pads: bool = False
+
+    name: str
+    model: PreTrainedModel
     dim: int
-    """Length of a vector."""
+    facts: dict[str, Any] | None = None
 
     def __init__(
         self,
         model: Model,
         *,
+        pooling: str | Pooling = "auto",
         processor: Any = None,
         layers: int | Sequence[int] = -1,
         combine: Combine = "mean",
         final_norm: bool = True,
-        device: str | torch.device | None = None,
-        dtype: str = "float32",
-        normalize: bool = False,
+        dim: int | None = None,
+        normalize: bool | None = None,
+        device: Device | None = None,
+        dtype: Dtype = "float32",
         revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        attn_implementation: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        _work_alone_after_fork()
+        work_alone_after_fork()
         self._process = os.getpid()
-        self._parts = 1  # into which a batch is cut, since memory did not suffice for all of it
-        if combine not in ("mean", "concat"):
-            raise ValueError(f"{self._says(combine=combine)}: unknown; choose from mean, concat")
-        self._layers = [layers] if isinstance(layers, int | np.integer) else list(layers)
-        if not self._layers or not all(isinstance(i, int | np.integer) for i in self._layers):
-            raise ValueError(f"{self._says(layers=layers)}: give a layer number or a list of them")
-        self._combine, self._normalize = combine, normalize
-        self._final_norm = final_norm
-        self._last_only = self._layers == [-1] and final_norm
-        self._auto = dtype == "auto" and isinstance(model, str | os.PathLike)
+        self._parts = 1  # into how many a batch is cut, because memory did not suffice for it all
+        self._layers = Layers(type(self).__name__, layers, combine, final_norm)
+        if dim is not None and (not isinstance(dim, int | np.integer) or dim < 1):
+            raise ValueError(
+                f"{type(self).__name__}(dim={dim!r}): give a whole number of 1 or more"
+            )
+        known = self.facts or {}
+        self._auto = dtype == "auto" and not isinstance(model, PreTrainedModel)
         if isinstance(model, str | os.PathLike):
-            dtype = "float32" if self._auto else dtype
-            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self.model = models.load_model(model, dtype=dtype, device=where, revision=revision)
+            self.name = self._given
+            options: dict[str, Any] = {
+                "kind": self.kind, "device": chosen_device(device), "revision": revision,
+                "dtype": known.get("dtype", "float32") if dtype == "auto" else dtype,
+                "token": token, "cache_dir": cache_dir, "model_kwargs": model_kwargs,
+                "attn_implementation": attn_implementation,
+            }  # fmt: skip
+            try:
+                loaded = models.load(self.name, processor=processor, **options)
+            except OSError as error:
+                if processor is None and " has no " in str(error):
+                    # A model for other inputs has no such processor; that is the better reason.
+                    self._body(models.load(self.name, processor=False, **options).model)
+                raise
+            self.model, processor = loaded.model, loaded.processor
+            self.published, self.commit = loaded.published, loaded.commit
         elif not isinstance(model, PreTrainedModel):
             raise TypeError(
                 f"{type(self).__name__}: model is a {type(model).__name__}; give a bundled name, "
@@ -96,29 +159,62 @@ class Encoder(ABC):
                 "image processor too; pass it as `processor=`"
             )
         else:  # It stays the caller's, with its own dtype; it moves only when told to.
-            self.model = model
+            self.name, self.model = type(model).__name__, model
+            self.published, self.commit = models.Published(), None
             if device is not None:
-                model.to(torch.device(device))  # type: ignore[arg-type]
-        self._body = self._without_head(self.model)
-        if self._body.main_input_name != self._takes:
-            raise ValueError(
-                f"{type(self).__name__}: {type(self._body).__name__} takes "
-                f"{self._body.main_input_name}, not {self._takes}; use the encoder for that input"
-            )
-        if processor is None:
-            processor = self._load_processor(model, revision)
+                model.to(chosen_device(device))  # type: ignore[arg-type]
+        self.body = self._body(self.model)
+        if self.model is not model and attn_implementation is None:
+            packing.allow(self.body)
         self.processor = processor
+        self.set_up()
+        if self.facts is None:
+            self.facts = self.look()
+        self._choose_pooling(pooling, normalize)
+        self._dim_asked = dim
+        if "dim" not in self.facts:
+            self.facts |= try_model(self, choose_dtype=self._auto)
+        self.dim = self.facts["dim"]
+        if dim is not None and dim != self.dim:
+            raise ValueError(
+                f"{type(self).__name__}(dim={dim}): give a number from 1 to {self.dim}"
+            )
 
-    def _without_head(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Take the part that gives hidden states: no task head, no decoder, one tower of two."""
-        if model.config.is_encoder_decoder:
-            return model.get_encoder()
-        base: Any = model.base_model
-        return getattr(base, self._tower, base)
+    def _body(self, model: PreTrainedModel) -> Any:
+        """Take the part of a model that gives hidden states, and check what it reads."""
+        body = body_of(model, self.tower)
+        main_input = getattr(body, "main_input_name", None)
+        if main_input not in self.reads:
+            raise ValueError(
+                f"{type(self).__name__}: {type(body).__name__} takes {main_input}, not "
+                f"{' or '.join(self.reads)}; use the encoder for that input"
+            )
+        return body
+
+    def set_up(self) -> None:
+        """Work out what later steps need from `model`, `body` and `processor`; nothing here."""
+
+    def look(self) -> dict[str, Any]:
+        """Run the model once and return what only that tells, as facts; nothing here."""
+        return {}
+
+    def poolings(self) -> dict[str, Pooling]:
+        """List the poolings that this model allows, by name; `facts` are known by then."""
+        return {"max": pooling_functions.max, "mean": pooling_functions.mean}
+
+    def default_pooling(self, allowed: Mapping[str, Pooling]) -> tuple[str, str]:
+        """Choose a pooling where the repository names none: its name, and the reason."""
+        return "mean", "default"
 
     @abstractmethod
-    def _load_processor(self, name: Any, revision: str | None) -> Any:
-        """Load the tokenizer or image processor that belongs to the model."""
+    def embed_example(self, rows: Sequence[int]) -> list[Vectors]:
+        """Embed fixed inputs as one batch: 0 is the shorter, 1 the longer.
+
+        Returns
+        -------
+        list of array, shape (n, dim)
+            One array for each row asked for, in order.
+        """
 
     @abstractmethod
     def encode(
@@ -127,39 +223,113 @@ class Encoder(ABC):
         *,
         batch_size: int | None = None,
         progress: bool | None = None,
+        out: NDArray[Any] | None = None,
         on_error: OnError = "raise",
     ) -> Any:
         """Turn inputs into vectors, in order."""
 
-    @abstractmethod
-    def _probe(self) -> Vectors:
-        """Embed a fixed example."""
+    def _choose_pooling(self, given: str | Pooling, normalize: bool | None) -> None:
+        """Decide what is pooled, by the caller, the repository or the page, in this order."""
+        allowed = dict(self.poolings())
+        if self.features and hasattr(self.model, self.features):
+            allowed["projected"] = _never_called
+        self.pooling: str | Pooling = given
+        self.pooling_reason = ""
+        self._behind: tuple[torch.nn.Module, ...] = ()
+        self.normalize = bool(normalize)
+        if given == "auto":
+            self.pooling, self.pooling_reason = self.default_pooling(allowed)
+            if self.published.pooling:
+                self.pooling, self.pooling_reason = self.published.pooling, "its repository"
+                # Its authors may take the first token of a model that has no [CLS].
+                named = getattr(pooling_functions, self.published.pooling, None)
+                allowed.update({self.published.pooling: named} if named else {})
+                self._behind = tuple(part.to(self.device) for part in self.published.dense)
+                if normalize is None:
+                    self.normalize = self.published.normalize
+        if isinstance(self.pooling, str) and self.pooling not in allowed:
+            raise ValueError(
+                f"{type(self).__name__}(pooling={self.pooling!r}): unknown pooling; choose from "
+                f"{', '.join(sorted(allowed))}, or pass a function"
+            )
+        self._projected = self.pooling == "projected"
+        if self._projected and not self._layers.last_only:
+            raise ValueError(
+                f"{type(self).__name__}(pooling='projected'): the projection reads the last layer; "
+                "leave out `layers` and `final_norm`"
+            )
+        self._pool: Pooling = (
+            allowed[self.pooling] if isinstance(self.pooling, str) else self.pooling
+        )
 
-    def _settle(self) -> None:
-        """Learn how long a vector is and, with ``dtype="auto"``, choose the arithmetic."""
-        exact = self._probe()
-        self.dim = exact.shape[1]
-        if not self._auto:
-            return
-        chosen, why = "float32", f"bfloat16 is no quicker on this {self.device.type}"
-        if models.bfloat16_pays(self.device):
-            full, body = self.model, self._body
-            self.model = copy.deepcopy(full).to(torch.bfloat16)  # type: ignore[arg-type]
-            self._body = self._without_head(self.model)
-            pair = torch.from_numpy(exact), torch.from_numpy(self._probe())
-            cosine = float(torch.cosine_similarity(*pair, dim=1).min())
-            if cosine >= _SAME_DIRECTION:
-                chosen, why = "bfloat16", "quicker here, and the vectors keep their direction"
-            else:
-                self.model, self._body = full, body
-                why = f"bfloat16 would turn this model's vectors (cosine {cosine:.4f} to float32)"
-        model, settings = self._made_from
-        # Whoever unpickles this encoder, on whatever machine, gets the same vectors.
-        self._made_from = model, {**settings, "dtype": chosen}
-        warnings.warn(f"dtype='auto' took {chosen}: {why}", stacklevel=3)
+    def _hidden_or_features(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Run the model: hidden states (batch, tokens, dim) or projected vectors (batch, dim)."""
+        if self._process != os.getpid():
+            raise RuntimeError(
+                f"{type(self).__name__}: this process was forked from the one that loaded the "
+                "model, and would wait for its threads for ever; make the encoder in this process, "
+                "or start processes with the method 'spawn'"
+            )
+        with reading(self.model):
+            if self._projected:
+                features = call(type(self).__name__, getattr(self.model, self.features), inputs)
+                return getattr(features, "pooler_output", features)
+            return self._layers.read(self.body, inputs, self._as_tokens)
+
+    def _as_tokens(self, state: Tensor) -> Tensor:
+        """Give a state the shape (batch, tokens, dim)."""
+        return state.float()
+
+    def _pooled(self, hidden: Tensor, mask: Tensor) -> Vectors:
+        """Apply the pooling function, check what it returns, and leave the device."""
+        with torch.inference_mode():  # a pooling function may hold weights of its own
+            vectors = hidden if self._projected else self._pool(hidden, mask)
+            if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(hidden):
+                is_tensor = isinstance(vectors, Tensor)
+                got = tuple(vectors.shape) if is_tensor else type(vectors).__name__
+                raise ValueError(
+                    f"{type(self).__name__}: the pooling function made {got} of hidden states "
+                    f"{tuple(hidden.shape)}; it has to return a tensor (batch, dim)"
+                )
+            for part in self._behind:
+                vectors = part(vectors)
+        return self._finished(vectors)
+
+    def _finished(self, vectors: Tensor) -> Vectors:
+        """Cut vectors to `dim`, scale them if that was asked for, and leave the device."""
+        vectors = vectors[:, : self._dim_asked].float()
+        if self.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors.cpu().numpy()
+
+    def _in_parts(self, rows: Any, run: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+        """Run rows as one batch or, where memory is too small for it, in parts; say so once."""
+        size, start = -(-len(rows) // self._parts), 0
+        while start < len(rows):
+            part = rows[start : start + size]
+            try:
+                result = run(part)
+            except RuntimeError as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                result = None
+            # Not in the handler: there the error still holds on to the batch.
+            if result is not None:
+                yield part, result
+                start += len(part)
+                continue
+            if self._parts == 1:
+                warn(
+                    f"{self.device} has too little memory for a batch of {len(part)}; going on "
+                    "with half of it and, where needed, less. The vectors are the same"
+                )
+            self._parts *= 2
+            size = -(-len(part) // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _room_for(self, rows: int, out: NDArray[Any] | None) -> NDArray[Any]:
-        """Make room for the vectors, or check that what was given is."""
+        """Make room for the vectors, or check the array that was given."""
         if out is None:
             return np.empty((rows, self.dim), np.float32)
         fits = isinstance(out, np.ndarray) and np.issubdtype(out.dtype, np.floating)
@@ -170,34 +340,27 @@ class Encoder(ABC):
             )
         return out
 
-    def _embed_rows(self, rows: Any, on_error: OnError) -> Any:
-        """Give one embedding per row of a data set's column; the engine shows its own progress."""
-        return self.encode(rows, progress=False, on_error=on_error)
-
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.model.device
 
     def __repr__(self) -> str:
-        """Show where the vectors come from."""
-        model = self._made_from[0]
-        name = type(model).__name__ if isinstance(model, PreTrainedModel) else os.fspath(model)
-        return f"{type(self).__name__}({name!r}, dim={self.dim}, device={str(self.device)!r})"
+        """Show where the vectors come from, and who decided how."""
+        settings = "".join(f"{name}={value}, " for name, value in self._described().items())
+        return (
+            f"{type(self).__name__}({self.name!r}, dim={self.dim}, {settings}"
+            f"device={str(self.device)!r})"
+        )
 
-    def _says(self, **setting: Any) -> str:
-        """Begin an error about one setting: ``TextEncoder(pooling='clss')``."""
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in setting.items())})"
+    def _described(self) -> dict[str, str]:
+        """List settings for the repr."""
+        name = self.pooling
+        name = repr(name) if isinstance(name, str) else getattr(name, "__name__", repr(name))
+        reason = f" ({self.pooling_reason})" if self.pooling_reason else ""
+        return {"pooling": f"{name}{reason}", "normalize": str(self.normalize)}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle settings where there is a name to load from, and everything where there is not."""
-        model, settings = self._made_from
-        if isinstance(model, PreTrainedModel):
-            return _restore, (type(self), self.__dict__)
-        # A folder's file sizes and times go along to be hashed: new weights, new fingerprint.
-        return _rebuild, (type(self), os.fspath(model), settings, models.fingerprint(model))
-
-    def __call__(self, batch: Any, *, on_error: OnError = "raise") -> Any:
+    def __call__(self, batch: Any, **options: Any) -> Any:
         """Add an ``embedding`` column to a batch, for `Dataset.map` and for Ray Data.
 
         ``Dataset.map(encoder, batched=True)`` runs it on one machine. Ray Data makes encoders of
@@ -208,9 +371,9 @@ class Encoder(ABC):
         ----------
         batch : mapping of str to sequence, pyarrow.Table or DataFrame
             Columns of a data set.
-        on_error : {"raise", "skip"}
-            As in `encode`; `map` hands it over with ``fn_kwargs={"on_error": "skip"}``. Rows are
-            counted from the start of each batch.
+        **options
+            Passed to `encode`; `map` hands them over with ``fn_kwargs={"on_error": "skip"}``. Rows
+            are counted from the start of each batch.
 
         Returns
         -------
@@ -224,190 +387,35 @@ class Encoder(ABC):
         ------
         KeyError
             If the batch has no column that this encoder reads.
+        TypeError
+            If it is a single row, because `map` was called without ``batched=True``.
         """
-        # Imported here: only those who give whole batches need it.
+        # Imported here: only callers with whole batches need it.
         from embedkit.encoders import _arrow as arrow
 
         names = arrow.column_names(batch)
-        column = next((name for name in self._columns if name in names), None)
+        column = next((name for name in self.columns if name in names), None)
         if column is None:
             raise KeyError(
                 f"{type(self).__name__}: the batch has columns {', '.join(names)}, none of them "
-                f"{' or '.join(self._columns)}; rename one (load_data does it with `columns=`)"
+                f"{' or '.join(self.columns)}; rename one (load_data does it with `columns=`)"
             )
-        vectors = self._embed_rows(self._column(batch, column), on_error)
-        return arrow.with_embedding(batch, vectors, self.dim)
+        if arrow.is_single_row(batch, column, self.single):
+            raise TypeError(
+                f"{type(self).__name__} reads whole batches and got a single row; call "
+                "map(encoder, batched=True)"
+            )
+        rows = self._column(batch, column)
+        return arrow.with_embedding(batch, self._embed_rows(rows, **options), self.dim)
 
     def _column(self, batch: Any, column: str) -> Any:
         """Take a column out of what an engine hands over."""
-        from embedkit.encoders import _arrow as arrow
+        return batch[column]
 
-        return arrow.rows(batch[column])
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """No dropout and no gradients while reading; a model in training is put back as it was."""
-        if self._process != os.getpid():
-            raise RuntimeError(
-                f"{type(self).__name__}: this process was forked from the one that loaded the "
-                "model, and would wait for its threads for ever; make the encoder in this process, "
-                "or start processes with the method 'spawn'"
-            )
-        with _readers_lock:  # other threads may be reading, and through other encoders
-            count, training = _readers.get(self.model, (0, []))
-            training = training or [part for part in self.model.modules() if part.training]
-            _readers[self.model] = count + 1, training
-            for part in training:
-                part.training = False
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            with _readers_lock:
-                count, training = _readers.pop(self.model)
-                if count > 1:
-                    _readers[self.model] = count - 1, training
-                else:
-                    for part in training:
-                        part.training = True
-
-    def _in_parts(
-        self, rows: Any, run: Callable[[Any], Any], *, stacklevel: int
-    ) -> Iterator[tuple[Any, Any]]:
-        """Run rows as one batch or, where memory is too small for it, in parts; say so once."""
-        size, start = -(-len(rows) // self._parts), 0
-        while start < len(rows):
-            part = rows[start : start + size]
-            try:
-                result = run(part)
-            except RuntimeError as error:
-                if len(part) == 1 or not _is_out_of_memory(error):
-                    raise
-                result = None
-            # Not in the handler: there the error still holds on to the batch.
-            if result is not None:
-                yield part, result
-                start += len(part)
-                continue
-            if self._parts == 1:
-                warnings.warn(
-                    f"{self.device} has too little memory for a batch of {len(part)}; going on "
-                    "with half of it and, where need be, less. The vectors are the same",
-                    stacklevel=stacklevel + 1,
-                )
-            self._parts *= 2
-            size = -(-len(part) // 2)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Run the model and combine the layers asked for; (batch, tokens, dim) in float32."""
-        mask = inputs.get("attention_mask")
-        noted: list[tuple[Tensor, Tensor]] = []
-        with ExitStack() as hooks:
-            hooks.enter_context(packing.packed(self._body, mask))
-            for norm in [] if self._final_norm else _norms_outside_layers(self._body):
-                note = norm.register_forward_hook(lambda _, given, out: noted.append((*given, out)))
-                hooks.callback(note.remove)
-            outputs = self._body(**inputs, output_hidden_states=not self._last_only)
-        last = outputs.last_hidden_state
-        if self._last_only:
-            return _as_tokens(last)
-        states = list(outputs.hidden_states)
-        for given, out in noted:  # some models report their last state after its norm
-            if out.data_ptr() == last.data_ptr():
-                states[-1] = given.reshape(last.shape)
-        for layer in self._layers:
-            if not -len(states) <= layer < len(states):
-                raise ValueError(
-                    f"{self._says(layers=layer)}: {type(self._body).__name__} has hidden states "
-                    f"0 (the embedding output) to {len(states) - 1}"
-                )
-        chosen = [_as_tokens(states[layer]) for layer in self._layers]
-        if mask is not None:
-            chosen = [packing.unpacked(state, mask) for state in chosen]
-        try:
-            return torch.stack(chosen).mean(0) if self._combine == "mean" else torch.cat(chosen, -1)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{self._says(layers=self._layers, combine=self._combine)}: these layers differ in "
-                f"shape, (tokens, dim) = {[tuple(state.shape[1:]) for state in chosen]}; choose "
-                "layers of one shape"
-            ) from error
-
-    def _pool(self, pool: Callable[..., Tensor], hidden: Tensor, mask: Tensor) -> Vectors:
-        """Apply a pooling function, check what it returns, and leave the device."""
-        with torch.inference_mode():  # a pooling function may hold weights of its own
-            vectors = pool(hidden, mask)
-        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != len(hidden):
-            got = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
-            raise ValueError(
-                f"{type(self).__name__}: the pooling function made {got} of hidden states "
-                f"{tuple(hidden.shape)}; it has to return a tensor (batch, dim)"
-            )
-        return self._finish(vectors)
-
-    def _finish(self, vectors: Tensor) -> Vectors:
-        if self._normalize:
-            vectors = torch.nn.functional.normalize(vectors, dim=-1)
-        return vectors.float().cpu().numpy()
-
-    def _pooling_function(self, given: str | Pooling, known: Mapping[str, Pooling]) -> Pooling:
-        if callable(given):
-            return given
-        if given not in known:
-            raise ValueError(
-                f"{self._says(pooling=given)}: unknown pooling; choose from {', '.join(known)}, "
-                "or pass a function"
-            )
-        return known[given]
+    def _embed_rows(self, rows: Any, **options: Any) -> Any:
+        """Give one embedding per row of a data set's column; the engine shows its own progress."""
+        return self.encode(rows, progress=False, **options)
 
 
-def _rebuild(kind: type[Encoder], model: str, settings: dict[str, Any], _: Any) -> Encoder:
-    return kind(model, **settings)
-
-
-def _restore(kind: type[Encoder], state: dict[str, Any]) -> Encoder:
-    _work_alone_after_fork()
-    encoder = object.__new__(kind)
-    encoder.__dict__.update(state, _process=os.getpid())
-    return encoder
-
-
-def _work_alone_after_fork() -> None:
-    """Have torch wait for no helpers in a process that was forked without them."""
-    if os.getpid() != _LOADED_IN:
-        torch.set_num_threads(1)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell an exhausted memory, which CUDA, MPS and CPU each report in their own way."""
-    signs = "out of memory", "DefaultCPUAllocator"
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
-
-
-def _norms_outside_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
-    """List the norms that belong to no layer; one of them may be the last thing a model does."""
-    return [
-        module
-        for name, module in model.named_modules()
-        if "norm" in type(module).__name__.lower() and not re.search(r"\.\d+\.", name)
-    ]
-
-
-def _as_tokens(state: Tensor) -> Tensor:
-    """Give a CNN's map (batch, channels, height, width) the shape (batch, places, channels)."""
-    return (state.flatten(2).transpose(1, 2) if state.ndim == 4 else state).float()
-
-
-@contextmanager
-def progress_bar(total: int, unit: str, show: bool | None) -> Iterator[Any]:
-    """Show a bar: always, never, or (None) once the work has taken two seconds."""
-    with tqdm(
-        total=total,
-        unit=unit,
-        disable=show is False,
-        delay=2 if show is None else 0,
-        leave=bool(show),
-    ) as bar:
-        yield bar
+def _never_called(hidden: Tensor, mask: Tensor) -> Tensor:
+    return hidden

@@ -1,9 +1,10 @@
 """Packing: sequences laid end to end go through a model as one, and no padding is computed.
 
-In a transformer's layers only attention looks at more than one token at a time. So only attention
-has to know where a sequence ends; the rest of a layer cannot tell. The model is called with a
-padded batch as ever: hooks lay the sequences end to end before its first layer, and put their
-states back behind its last.
+In a transformer's layers only attention looks at more than one token at a time, so only attention
+has to know where a sequence ends. The model is called with a padded batch: hooks lay the sequences
+end to end before its first layer, and put their states back behind its last.
+
+Only a model that was loaded here is packed. A model that the caller loaded stays as it is.
 """
 
 import itertools
@@ -44,8 +45,16 @@ class _Packing(NamedTuple):
     ends: Tensor  # int32, shape (batch + 1,): 0, and where each sequence ends
     longest: int
 
+    def unpack(self, states: Tensor) -> Tensor:
+        """Put states (1, real tokens, dim) in their places, (batch, tokens, dim); or leave them."""
+        if states.shape[:2] == self.mask.shape:  # never packed, as the embedding output
+            return states
+        padded = states.new_zeros(*self.mask.shape, states.shape[-1])
+        padded[self.mask] = states[0]
+        return padded
 
-# None outside of `packed`, so that the reader's own calls of the model are what they always were.
+
+# None outside of `packed`, so that other calls of the model compute what they always did.
 _current: ContextVar[_Packing | None] = ContextVar("_current", default=None)
 
 
@@ -67,18 +76,23 @@ def allow(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def packed(model: PreTrainedModel, mask: Tensor | None) -> Iterator[None]:
+def packed(model: PreTrainedModel, mask: Tensor | None) -> Iterator[Callable[[Tensor], Tensor]]:
     """Run the batch with this mask packed, if the model is allowed to.
 
     Parameters
     ----------
     model : PreTrainedModel
-        One that `allow` has seen.
+        A model that `allow` may have seen.
     mask : Tensor, shape (batch, tokens), or None
         1 where a token is real, 0 where it is padding, on the right.
+
+    Yields
+    ------
+    callable
+        It gives the states between the layers the shape (batch, tokens, dim), if they are packed.
     """
     if mask is None or model.config._attn_implementation != _NAME:
-        yield
+        yield lambda states: states
         return
     lengths = mask.sum(dim=1).cpu().numpy()
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -88,20 +102,12 @@ def packed(model: PreTrainedModel, mask: Tensor | None) -> Iterator[None]:
         for row, until in itertools.pairwise(changes)
     ]
     on_device = torch.from_numpy(ends.astype(np.int32)).to(mask.device)
-    token = _current.set(_Packing(mask.bool(), runs, on_device, int(lengths.max())))
+    packing = _Packing(mask.bool(), runs, on_device, int(lengths.max()))
+    token = _current.set(packing)
     try:
-        yield
+        yield packing.unpack
     finally:
         _current.reset(token)
-
-
-def unpacked(states: Tensor, mask: Tensor) -> Tensor:
-    """Put packed states (1, real tokens, dim) in their places; leave others as they are."""
-    if states.shape[:2] == mask.shape:
-        return states
-    padded = states.new_zeros(*mask.shape, states.shape[-1])
-    padded[mask.bool()] = states[0]
-    return padded
 
 
 def _pack(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -116,12 +122,12 @@ def _pack(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | 
 def _unpack(module: torch.nn.Module, args: Any, output: Any) -> Any:
     packing = _current.get()
     if packing is not None:
-        output.last_hidden_state = unpacked(output.last_hidden_state, packing.mask)
+        output.last_hidden_state = packing.unpack(output.last_hidden_state)
     return output
 
 
 def _mask(**options: Any) -> Tensor | None:
-    """Packed sequences have nothing to hide from each other but by `_attention`."""
+    """Make no mask for packed sequences: `_attention` keeps them apart."""
     return sdpa_mask(**options) if _current.get() is None else None
 
 

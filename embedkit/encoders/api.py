@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from embedkit.encoders._inputs import Faults, OnError, listed, ranges, text_fault
+from embedkit.encoders._inputs import Faults, OnError, as_sequence, ranges, text_error
 from embedkit.encoders._requests import Account, Run, open_cache, source_of, spans
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class OpenAIEncoder:
                 f"OpenAIEncoder: the batch has columns {', '.join(names)}, none of them text; "
                 "rename one (load_data does it with `columns=`)"
             )
-        embedding = self.encode(arrow.rows(batch["text"]), on_error=on_error)
+        embedding = self.encode(batch["text"], on_error=on_error)
         return arrow.with_embedding(batch, embedding, embedding.shape[1])
 
     def count_tokens(self, texts: Any) -> TokenCount:
@@ -309,7 +309,7 @@ class OpenAIEncoder:
         with self._account.lock:
             for key in rows:
                 self._account.kept.pop(key, None)
-        faults.warn(len(texts), stacklevel=2)
+        faults.warn(len(texts))
         vectors = np.full((len(texts), self.dim or 0), np.nan, np.float32)
         for key, where in rows.items():
             vectors[where] = run.vectors.pop(key)
@@ -345,7 +345,7 @@ def _check_count(**settings: Any) -> None:
 
 def api_text_fault(text: Any, name: str) -> TypeError | ValueError | None:
     """Say why an embeddings API does not take a text; None if it does."""
-    fault = text_fault(text, name)
+    fault = text_error(text, name)
     if fault is None and not text:
         return ValueError(f"{name} is empty, which the API refuses; leave it out")
     return fault
@@ -353,7 +353,7 @@ def api_text_fault(text: Any, name: str) -> TypeError | ValueError | None:
 
 def _checked(inputs: Any, faults: Faults) -> list[Any]:
     """Make a list of texts, and find those that no API takes."""
-    texts = list(listed(inputs, "texts", single=(str, bytes)))
+    texts = list(as_sequence(inputs, "texts", single=(str, bytes)))
     for row, text in enumerate(texts):
         fault = api_text_fault(text, f"text {row}")
         if fault is not None:

@@ -1,12 +1,11 @@
 """One vector per image."""
 
 import functools
+import inspect
+import math
 import os
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,26 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from embedkit import pooling
-from embedkit.encoders._base import Encoder, Model, progress_bar
-from embedkit.encoders._batches import batches
-from embedkit.encoders._inputs import Faults, OnError, listed
+from embedkit import pooling as pooling_functions
+from embedkit.encoders._base import Dtype, Model
+from embedkit.encoders._forward import Combine, call, reading
+from embedkit.encoders._inputs import OnError
+from embedkit.encoders._machine import Device
+from embedkit.encoders._tensors import TensorEncoder, Tensors
 from embedkit.images import to_rgb
-from embedkit.loading import models
 from embedkit.pooling import Pooling
 from embedkit.words import Vectors
 
-# Pixels per batch of images, for the same reason as a limit on tokens.
-_PIXELS = 500_000
-# Pixels of a scaled image that are no longer believed to be meant.
+ImagePooling = Literal["auto", "cls", "max", "mean", "patch_mean", "projected"]
+
+# A scaled image with more pixels than this is taken for a mistake.
 _MOST_PIXELS = 50_000_000
-# Images prepared ahead of the model, for each thread that prepares them.
-_AHEAD = 16
-# The parameters that hold what a vision model puts in front of the patches.
-_SPECIAL_IMAGE_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
-class ImageEncoder(Encoder):
+class ImageEncoder(TensorEncoder):
     """One vector per image.
 
     Parameters
@@ -41,36 +37,65 @@ class ImageEncoder(Encoder):
     model : str, path or PreTrainedModel
         A bundled name (``"bundled/vit-glyphs"``), a folder, a Hub id, or a loaded model. Of CLIP
         and SigLIP the vision tower is taken.
+    pooling : {"auto", "cls", "max", "mean", "patch_mean", "projected"} or function, default="auto"
+        How the tokens of an image become one vector. ``"auto"`` is ``"mean"``: the average of all
+        tokens, a ViT's class token included. ``"patch_mean"`` leaves special tokens out.
+        ``"projected"`` is the vector in the space that CLIP and SigLIP share with texts. A function
+        takes ``(hidden, mask)`` and returns (batch, dim); a CNN's map reaches it as
+        (batch, height · width, channels).
     processor : image processor, optional
         Needed with a loaded model; otherwise the model's own.
-    pooling : {"mean", "patch_mean", "cls", "max"} or function
-        How the tokens of an image become one vector. ``"mean"`` averages all of them, the class
-        token of a ViT included; ``"patch_mean"`` leaves special tokens out. A function takes
-        ``(hidden, mask)`` and returns (batch, dim); a CNN's map reaches it as
-        (batch, height · width, channels).
-    layers : int or sequence of int
+    layers : int or sequence of int, default=-1
         Which hidden states; 0 is the embedding output. ``-1`` alone is ``last_hidden_state``.
-    combine : {"mean", "concat"}
-        What becomes of several layers.
-    final_norm : bool
+    combine : {"mean", "concat"}, default="mean"
+        What happens to several layers.
+    final_norm : bool, default=True
         False takes the last state before the model's final norm, where it has one.
-    device : str or torch.device, optional
-        By default a CUDA device where there is one, else the CPU.
-    dtype : {"float32", "bfloat16", "float16", "auto"}
+    dim : int, optional
+        Keep only the first so many numbers of each vector, for models that were trained to be cut
+        (Matryoshka).
+    normalize : bool, optional
+        Scale every vector to length 1. By default False.
+    device : str, int or torch.device, optional
+        By default a GPU where there is one, else the CPU. A number is that of a CUDA device.
+    dtype : {"float32", "bfloat16", "float16", "auto"}, default="float32"
         Of weights and arithmetic. ``"auto"`` is the quicker of float32 and bfloat16 on this
         machine, as long as the vectors keep their direction (cosine of 0.9995 and more); it says
         which. A loaded model keeps its own.
-    normalize : bool
-        Scale every vector to length 1.
     revision : str, optional
         A branch, tag or commit on the Hub.
+    token : str or bool, optional
+        For private repositories of the Hub; by default the one you are logged in with. It is not
+        pickled.
+    cache_dir : str or path, optional
+        Where downloads are kept; by default the Hub's own cache.
+    attn_implementation : str, optional
+        How attention is computed, such as ``"eager"``; by default the quickest.
+    model_kwargs : mapping, optional
+        What else ``from_pretrained`` of the model takes.
+
+    Attributes
+    ----------
+    model, body : PreTrainedModel
+        The whole model, and the part of it that gives hidden states.
+    processor : image processor
+    dim : int
+        Length of a vector.
+    name, device, pooling, pooling_reason, normalize, published, commit, facts
+        What was loaded, and what was decided; see `embedkit.encoders.Encoder`.
 
     Raises
     ------
     OSError
-        If the model cannot be had; the message says why and what to do.
+        If the model cannot be loaded; the message says why and what to do.
     ValueError
-        If a setting is unknown, or the model cannot give it.
+        If a setting is unknown, if the model cannot give it, or if the model gives the same image
+        another vector at each call.
+
+    See Also
+    --------
+    TextEncoder, WordEncoder
+    embedkit.pooling : the poolings as functions.
 
     Examples
     --------
@@ -79,48 +104,81 @@ class ImageEncoder(Encoder):
     True
     """
 
-    _takes, _tower, _columns = "pixel_values", "vision_model", ("image",)
+    kind, reads, columns, unit = "image", ("pixel_values",), ("image",), "image"
+    single = (Image.Image, str, bytes, os.PathLike)
+    tower, features = "vision_model", "get_image_features"
 
     def __init__(
         self,
         model: Model,
         *,
-        pooling: str | Pooling = "mean",
+        pooling: ImagePooling | Pooling = "auto",
         processor: Any = None,
-        **settings: Any,
+        layers: int | Sequence[int] = -1,
+        combine: Combine = "mean",
+        final_norm: bool = True,
+        dim: int | None = None,
+        normalize: bool | None = None,
+        device: Device | None = None,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        attn_implementation: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, processor=processor, **settings)
-        # A processor for texts and images holds the one for images.
+        super().__init__(
+            model, pooling=pooling, processor=processor, layers=layers, combine=combine,
+            final_norm=final_norm, dim=dim, normalize=normalize, device=device, dtype=dtype,
+            revision=revision, token=token, cache_dir=cache_dir,
+            attn_implementation=attn_implementation, model_kwargs=model_kwargs,
+        )  # fmt: skip
+
+    def set_up(self) -> None:
+        """Take the processor of images out of one for texts and images."""
         self.processor = getattr(self.processor, "image_processor", self.processor)
-        self._pooling = self._pooling_function(pooling, self._poolings())
-        self._settle()
+        parameters = inspect.signature(self.processor.preprocess).parameters.values()
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        takes_format = takes_any or any(each.name == "input_data_format" for each in parameters)
+        # Told, because an image of height 1 or 3 looks like one with its channels in front.
+        self._format = {"input_data_format": "channels_last"} if takes_format else {}
 
-    def _probe(self) -> Vectors:
+    def examples(self) -> list[Image.Image]:
+        """Give two images of one size that differ everywhere."""
         ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
-        return self._embed([self._pixels(Image.fromarray(ramp))])
+        return [Image.fromarray(ramp), Image.fromarray(255 - ramp)]
 
-    def _load_processor(self, name: Any, revision: str | None) -> Any:
-        return models.load_image_processor(name, revision=revision)
+    def look(self) -> dict[str, Any]:
+        """Find out where a map has its channels, and which tokens are no patches."""
+        pair = [self.prepare(image, row) for row, image in enumerate(self.examples())]
+        inputs = self.to_model(self.collate(pair))
+        with reading(self.model):
+            try:
+                outputs = call(type(self).__name__, self.body, inputs, output_hidden_states=True)
+            except ValueError:  # some models of timm have no hidden states to give
+                outputs = call(type(self).__name__, self.body, inputs)
+        last = getattr(outputs, "last_hidden_state", None)
+        states = getattr(outputs, "hidden_states", None) or ()
+        states = [state for state in states if isinstance(state, Tensor)]
+        state = last if self._layers.last_only or not states else states[-1]
+        if not isinstance(state, Tensor) or state.ndim not in (3, 4) or len(state) != 2:
+            shape = tuple(state.shape) if isinstance(state, Tensor) else state
+            raise ValueError(
+                f"ImageEncoder: {type(self.body).__name__} gives a last hidden state of shape "
+                f"{shape} for two images; it has to be (images, tokens, dim) or a map for each; "
+                "choose another model"
+            )
+        # A square image has a square map, so a third size belongs to the channels.
+        _, height, width = state.shape[:3]
+        channels_last = state.ndim == 4 and height == width != state.shape[3]
+        return {"channels_last": channels_last, "special": _special_tokens(state, states)}
 
-    def _poolings(self) -> dict[str, Pooling]:
+    def poolings(self) -> dict[str, Pooling]:
         """List what this model's output allows."""
-        with self._reading():
-            grey = self._pixels(Image.new("RGB", (64, 64), "grey")).to(self.device)
-            is_map = self._body(grey[None]).last_hidden_state.ndim == 4
-        special = {
-            name.rpartition(".")[-1]: parameter.shape[1] if parameter.ndim == 3 else 1
-            for name, parameter in self._body.named_parameters()
-            if name.endswith(_SPECIAL_IMAGE_TOKENS) and not is_map
-        }
-        patch_mean = functools.partial(pooling.patch_mean, special=sum(special.values()))
-        known: dict[str, Pooling] = {
-            "max": pooling.max,
-            "mean": pooling.mean,
-            "patch_mean": patch_mean,
-        }
-        return (
-            {"cls": pooling.cls, **known} if special.keys() & _SPECIAL_IMAGE_TOKENS[:2] else known
-        )
+        front, back = self.facts["special"]  # type: ignore[index]
+        patch_mean = functools.partial(pooling_functions.patch_mean, special=front, behind=back)
+        cls: dict[str, Pooling] = {"cls": pooling_functions.cls} if front else {}
+        return {**cls, **super().poolings(), "patch_mean": patch_mean}
 
     def encode(
         self,
@@ -136,7 +194,7 @@ class ImageEncoder(Encoder):
         Parameters
         ----------
         inputs : sequence of images
-            A list, tuple, array, pandas Series or `datasets` column of PIL images (any mode),
+            A list, tuple, array, Series, iterator or `datasets` column of PIL images (any mode),
             paths, or arrays (height, width) or (height, width, channels): integers from 0 to 255,
             floats from 0 to 1, or 16 bits. Files are opened shortly before their turn.
         batch_size : int, optional
@@ -145,8 +203,8 @@ class ImageEncoder(Encoder):
             Show a progress bar; by default, if the work takes over two seconds.
         out : array of float, shape (n, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
-        on_error : {"raise", "skip"}
-            What becomes of an input that is no image: it stops the work, or it has NaN for a
+        on_error : {"raise", "skip"}, default="raise"
+            What happens to an input that is no image: it stops the work, or it has NaN for a
             vector and one warning lists all that do.
 
         Returns
@@ -159,47 +217,35 @@ class ImageEncoder(Encoder):
         TypeError, ValueError
             If an input is no image; the message names it. If `out` does not fit.
         """
-        faults = Faults(on_error)
-        images = listed(inputs, "images", single=(Image.Image, str, bytes, os.PathLike))
         if isinstance(inputs, np.ndarray) and inputs.ndim == 3 and inputs.shape[-1] in (3, 4):
             raise ValueError(
                 f"encode takes a list of images, and an array {inputs.shape} looks like a single "
                 "one; wrap it in a list"
             )
-        next(batches([], batch_size=batch_size), None)  # refuses a batch size that is none
-        out = self._room_for(len(images), out)
-        waiting: dict[torch.Size, dict[int, Tensor]] = {}  # per shape: row -> pixels
-        # Closed at once when interrupted, and its threads with it.
-        with (
-            closing(self._prepared(images)) as prepared,
-            progress_bar(len(images), "image", progress) as bar,
-        ):
+        return super().encode(
+            inputs, batch_size=batch_size, progress=progress, out=out, on_error=on_error
+        )
 
-            def embed(rows: dict[int, Tensor]) -> None:
-                for part, vectors in self._in_parts(
-                    list(rows), lambda part: self._embed([rows[row] for row in part]), stacklevel=3
-                ):
-                    out[part] = vectors
-                    bar.update(len(part))
-                rows.clear()
+    def prepare(self, value: Any, row: int) -> Tensors:
+        """Open an image; let the processor resize, scale and normalize it."""
+        image = to_rgb(value, row)
+        # Many processors scale the shorter side, and a long thin image would fill the memory.
+        edge = (getattr(self.processor, "size", None) or {}).get("shortest_edge")
+        if edge and edge * edge * max(image.size) / min(image.size) > _MOST_PIXELS:
+            raise ValueError(
+                f"image {row} is {image.width} by {image.height} pixels, and this model's "
+                f"processor would scale its shorter side to {edge}; crop it first"
+            )
+        made = self.processor(images=[image], return_tensors="pt", **self._format)
+        return {"pixel_values": made["pixel_values"][0]}
 
-            for row, ready in prepared:
-                try:
-                    pixels = ready.result()
-                except ValueError as error:
-                    faults.add(row, error)
-                    out[row] = np.nan
-                    bar.update()
-                    continue
-                alike = waiting.setdefault(pixels.shape, {})
-                alike[row] = pixels
-                if len(alike) >= (batch_size or max(1, _PIXELS // pixels[0].numel())):
-                    embed(alike)
-            for alike in waiting.values():
-                if alike:
-                    embed(alike)
-        faults.warn(len(images), stacklevel=2)
-        return out
+    def _as_tokens(self, state: Tensor) -> Tensor:
+        """Give a map, (batch, channels, h, w) or (batch, h, w, channels), the shape of tokens."""
+        if state.ndim == 4:
+            last = self.facts["channels_last"]  # type: ignore[index]
+            # (batch, channels, h, w) -> (batch, h · w, channels)
+            state = state.flatten(1, 2) if last else state.flatten(2).transpose(1, 2)
+        return state.float()
 
     def _column(self, batch: Any, column: str) -> Any:
         """Take the files as they are stored: decoded, a batch of photographs fills the memory."""
@@ -213,48 +259,22 @@ class ImageEncoder(Encoder):
         away = any(file and not file["bytes"] and "://" in (file["path"] or "") for file in files)
         return batch[column] if away else files
 
-    def _prepared(self, images: Sequence[Any]) -> Generator[tuple[int, Future[Tensor]]]:
-        """Open and preprocess images in threads, a little ahead of the model, in order."""
-        # As many as the model may use, which on a shared machine or in Ray is not all there are.
-        workers = torch.get_num_threads()
-        ahead: deque[Future[Tensor]] = deque()
-        pool = ThreadPoolExecutor(workers)
-        try:
-            for row in range(len(images)):
-                ahead.append(pool.submit(self._prepare, images, row))
-                if len(ahead) > _AHEAD * workers:
-                    yield row + 1 - len(ahead), ahead.popleft()
-            while ahead:
-                yield len(images) - len(ahead), ahead.popleft()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, images: Sequence[Any], row: int) -> Tensor:
-        try:
-            image = images[row]
-        except Exception as error:  # a lazy column opens the file, and readers raise all kinds
-            raise ValueError(f"image {row} cannot be read: {error}") from error
-        image = to_rgb(image, row)
-        # Many processors scale the shorter side, and a long thin image would fill the memory.
-        edge = getattr(self.processor, "size", {}).get("shortest_edge")
-        if edge and edge * edge * max(image.size) / min(image.size) > _MOST_PIXELS:
-            raise ValueError(
-                f"image {row} is {image.width} by {image.height} pixels, and this model's "
-                f"processor would scale its shorter side to {edge}; crop it first"
-            )
-        return self._pixels(image)
+def _special_tokens(state: Tensor, states: Sequence[Tensor]) -> tuple[int, int]:
+    """Count the tokens before the first patch and behind the last, from a pair of images.
 
-    def _pixels(self, image: Image.Image) -> Tensor:
-        """Let the processor resize, scale and normalise one RGB image."""
-        # Told, because an image of height 1 or 3 looks like one with its channels in front.
-        return self.processor(
-            images=[image], input_data_format="channels_last", return_tensors="pt"
-        )["pixel_values"][0]
-
-    def _embed(self, pixels: list[Tensor]) -> Vectors:
-        """Embed one batch of images of one size."""
-        batch = torch.stack(pixels).to(self.device, self.model.dtype)
-        with self._reading():
-            hidden = self._hidden({"pixel_values": batch})
-            mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-            return self._pool(self._pooling, hidden, mask)
+    Class tokens and registers come from the weights, so in the embedding output they are the same
+    for every image.
+    """
+    tokens = state.shape[1]
+    if state.ndim == 4:
+        return 0, 0
+    if states and states[0].ndim == 3 and states[0].shape[1] == tokens:
+        one, other = states[0].float()
+        same = torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(dim=1).int()
+        if same.all():  # the learned queries of a detector, and no patches
+            return 0, 0
+        return int(same.cumprod(0).sum()), int(same.flip(0).cumprod(0).sum())
+    if states and states[-1].ndim == 4:  # a map and, before its places, what was pooled of it
+        return tokens - states[-1][0].numel() // state.shape[2], 0
+    return tokens - math.isqrt(tokens) ** 2, 0  # the patches of a square image form a square
