@@ -120,10 +120,10 @@ class Site:
         order = list(self.lessons.values())
         at = list(self.lessons).index(lesson.name)
         near = {"prev": order[:at][-1:], "next": order[at + 1 :][:1]}
-        words = {"prev": "Previous", "next": "Next"}
+        labels = {"prev": "Previous", "next": "Next"}
         links = [
             f'<a rel="{rel}" href="{each.name}.html">'
-            f"<span>{words[rel]}</span> {html.escape(each.title)}</a>"
+            f"<span>{labels[rel]}</span> {html.escape(each.title)}</a>"
             for rel, found in near.items()
             for each in found
         ]
