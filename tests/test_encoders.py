@@ -14,8 +14,10 @@ import torch
 import transformers as tf
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from sentence_transformers import SentenceTransformer
 
 import embedkit as ek
+from embedkit.loading import _bundled as bundled
 from tests.conftest import picture, sentence
 
 MINILM = "bundled/all-MiniLM-L6-v2"
@@ -125,10 +127,34 @@ def test_poolings_against_by_hand(tiny, name):
         close(ek.TextEncoder(tiny(name), pooling=pooling).encode(SHORT), torch.stack(vectors))
 
 
-def test_minilm_mean_is_the_published_sentence_vector():
-    encoder = ek.TextEncoder(MINILM, pooling="mean", normalize=True)
-    cat, kitten, tax = encoder.encode(["a cat", "a kitten", "the tax office"])
-    assert cat @ kitten > cat @ tax + 0.3
+@pytest.mark.slow
+def test_by_name_alone_minilm_is_what_its_authors_published(published_texts):
+    folder = str(bundled.model_folder(MINILM))
+    theirs = SentenceTransformer(folder, device="cpu").encode(published_texts, batch_size=8)
+    encoder = ek.TextEncoder(MINILM)
+    assert repr(encoder) == (
+        "TextEncoder('bundled/all-MiniLM-L6-v2', dim=384, pooling='mean' (its repository), "
+        "normalize=True, max_length=256, device='cpu')"
+    )
+    with pytest.warns(UserWarning, match="longer than the 256 tokens"):
+        close(encoder.encode(published_texts), theirs)
+
+
+@pytest.fixture(scope="module")
+def published_texts():
+    """Give 200 texts of 1 to 600 words."""
+    generator = np.random.default_rng(0)
+    lengths = generator.permutation(np.linspace(1, 600, 200).astype(int))
+    return [sentence(int(length), generator) for length in lengths]
+
+
+def test_by_name_alone_short_texts_are_those_of_sentence_transformers():
+    theirs = SentenceTransformer(str(bundled.model_folder(MINILM)), device="cpu").encode(SHORT)
+    close(ek.TextEncoder(MINILM).encode(SHORT), theirs)
+    # A pooling that is named is taken alone.
+    named = ek.TextEncoder(MINILM, pooling="mean")
+    assert named.normalize is False and named.pooling_reason == ""
+    close(named.encode(SHORT) / np.linalg.norm(named.encode(SHORT), axis=1, keepdims=True), theirs)
 
 
 def test_combining_layers(tiny):

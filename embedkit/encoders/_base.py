@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from embedkit import pooling as pooling_functions
-from embedkit.encoders import _loaded as models
 from embedkit.encoders import _packing as packing
 from embedkit.encoders._forward import (
     Combine,
@@ -30,6 +29,7 @@ from embedkit.encoders._machine import (
 )
 from embedkit.encoders._pickling import Pickled
 from embedkit.encoders._trying import try_model
+from embedkit.loading import models
 from embedkit.pooling import Pooling
 from embedkit.words import Vectors
 
@@ -248,9 +248,10 @@ class Encoder(Pickled, ABC):
                 if normalize is None:
                     self.normalize = self.published.normalize
         if isinstance(self.pooling, str) and self.pooling not in allowed:
+            whose = f" (as {self.pooling_reason} says)" if self.pooling_reason else ""
             raise ValueError(
-                f"{type(self).__name__}(pooling={self.pooling!r}): unknown pooling; choose from "
-                f"{', '.join(sorted(allowed))}, or pass a function"
+                f"{type(self).__name__}(pooling={self.pooling!r}){whose}: unknown pooling; choose "
+                f"from {', '.join(sorted(allowed))}, or pass a function"
             )
         self._projected = self.pooling == "projected"
         if self._projected and not self._layers.last_only:

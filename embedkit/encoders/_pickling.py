@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from embedkit.encoders import _loaded as models
 from embedkit.encoders._machine import work_alone_after_fork
+from embedkit.loading import models
 
 
 class Pickled:
