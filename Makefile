@@ -20,6 +20,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := lab,slides,bundled,openai,server,ray,dev
+# Tests run side by side, the tests of a file in one process. WORKERS= runs them one by one.
+WORKERS ?= -n auto --dist loadgroup --no-loadscope-reorder
 NOTEBOOK ?=
 RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
 
@@ -64,13 +66,13 @@ test: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 check: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py $(PARTS) $(if $(DEVICE),--device $(DEVICE)) $(if $(TEXTS),--texts $(TEXTS))

@@ -230,14 +230,38 @@ _lost: list[str] = []
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """Count the faults that were survived and the wrong inputs that were answered."""
     report = yield
+    name = item.callspec.id if hasattr(item, "callspec") else item.name
     for sort in ("fault", "bad_input"):
         mark = item.get_closest_marker(sort)
-        if mark and report.failed:
-            _lost.append(item.nodeid)
-        elif mark and report.when == "call" and report.passed:
-            name = item.callspec.id if hasattr(item, "callspec") else item.name
-            _tried.setdefault((sort, mark.args[0]), []).append(name)
+        if mark and (report.failed or report.when == "call"):
+            report.user_properties.append((sort, [mark.args[0], name]))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count what was tried, in the one process that gets the reports of all workers."""
+    for sort, found in report.user_properties:
+        if sort not in ("fault", "bad_input"):
+            continue
+        if report.failed:
+            _lost.append(report.nodeid)
+        elif report.when == "call" and report.passed:
+            _tried.setdefault((sort, found[0]), []).append(found[1])
+
+
+# What takes longest begins first, so that no worker is left alone with it at the end.
+LONGEST = ("test_lessons_in_lab", "09_scaling_out", "07_fine_tuning", "test_ray", "05_four_ways",
+           "test_architectures", "06_layers", "08_drift", "01_image", "runs_and_its_checks",
+           "test_stand_ins")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, which shares their fixtures; a lesson is its own."""
+    for item in items:
+        alone = item.nodeid if "runs_and_its_checks" in item.name else item.path.name
+        item.add_marker(pytest.mark.xdist_group(alone))
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: min((place[n] for n in LONGEST if n in item.nodeid), default=99))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nbclient
@@ -130,24 +129,6 @@ def test_exercises_come_with_a_check_and_a_solution(path):
     assert tags == ["exercise", "check", "solution"] * EXERCISES.get(path.stem[:2], 3)
 
 
-@pytest.fixture(scope="module")
-def executed(request, tmp_path_factory):
-    """Run the lessons that are asked for, two at a time; give each one's notebook to wait for.
-
-    After each exercise's solution its check stands again. No kernel gets past this machine.
-    """
-    asked = [item for item in request.session.items if "executed" in item.fixturenames]
-    jobs = {}
-    with ThreadPoolExecutor(2) as pool:
-        for path in (item.callspec.params["path"] for item in asked):
-            # Ray gives up where its processes start slowly: its lesson has the machine to itself.
-            before = list(jobs.values()) if path.stem == "09_scaling_out" else []
-            folder = tmp_path_factory.mktemp("closed")
-            jobs[path] = pool.submit(run_closed, with_solutions(path), folder, before)
-        yield jobs
-        pool.shutdown(cancel_futures=True)  # where the tests were interrupted
-
-
 def with_solutions(path):
     """Read a lesson; put behind each solution its code, and the check once more."""
     notebook = read(path)
@@ -163,24 +144,23 @@ def with_solutions(path):
     return notebook
 
 
-def run_closed(notebook, folder, before):
-    """Execute a notebook without a network; give it, and the file that names who tried for one."""
-    wait(before)
+def run_closed(notebook, tried):
+    """Execute a notebook without a network; the file `tried` names who asked for one."""
     nbclient.NotebookClient(
         notebook,
         timeout=900,
         kernel_name="python3",
         resources={"metadata": {"path": NOTEBOOKS[0].parent}},
-    ).execute(env=closed(folder / "tried"))
-    return notebook, folder / "tried"
+    ).execute(env=closed(tried))
 
 
 @pytest.mark.slow
 @pytest.mark.fault("lessons without a network")
 @parametrize
-def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, executed):
+def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, tmp_path):
     """As it stands each check says Not yet; after the solution it says Right."""
-    notebook, tried = executed[path].result()
+    notebook, tried = with_solutions(path), tmp_path / "tried"
+    run_closed(notebook, tried)
     checks = code_cells(notebook, "check")
     for before, after in zip(checks[::2], checks[1::2], strict=True):
         assert "Not yet:" in printed(before) and "Right:" not in printed(before)
