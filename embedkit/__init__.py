@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedkit import evaluate, pooling
     from embedkit.encoders.api import OpenAIEncoder
+    from embedkit.encoders.diagnose import Diagnosis, diagnose
     from embedkit.encoders.image import ImageEncoder
     from embedkit.encoders.text import TextEncoder
     from embedkit.encoders.word import WordEncoder
@@ -30,12 +31,14 @@ __version__ = "0.1.0"
 
 # Where each name lives. Imported on first use: torch and its kin take seconds.
 _HOMES = {
+    "Diagnosis": "encoders.diagnose",
     "Explorer": "maps.explorer",
     "ImageEncoder": "encoders.image",
     "OpenAIEncoder": "encoders.api",
     "TextEncoder": "encoders.text",
     "WordEncoder": "encoders.word",
     "WordVectors": "words",
+    "diagnose": "encoders.diagnose",
     "evaluate": "evaluate",
     "explore": "maps.explorer",
     "load_data": "loading.data",
@@ -46,12 +49,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Diagnosis",
     "Explorer",
     "ImageEncoder",
     "OpenAIEncoder",
     "TextEncoder",
     "WordEncoder",
     "WordVectors",
+    "diagnose",
     "evaluate",
     "explore",
     "load_data",
