@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from embedkit.encoders.word import WordEncoder
     from embedkit.loading.data import load_data
     from embedkit.maps.explorer import Explorer, explore
+    from embedkit.maps.page import save_map
     from embedkit.maps.plotting import plot
     from embedkit.maps.projection import project
     from embedkit.server import serve
@@ -45,6 +46,7 @@ _HOMES = {
     "plot": "maps.plotting",
     "pooling": "pooling",
     "project": "maps.projection",
+    "save_map": "maps.page",
     "serve": "server",
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "plot",
     "pooling",
     "project",
+    "save_map",
     "serve",
 ]
 

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import embedkit as ek
 from embedkit import evaluate
-from embedkit.maps import explorer
+from embedkit.maps import _rows, explorer
 from embedkit.maps._colors import PALETTE, UNKNOWN, coloring
 from embedkit.maps._views import LARGE, Maps, View, framed
 from embedkit.words import WordVectors
@@ -28,7 +28,7 @@ NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> **bold** $x^2$ &
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Wait for no points to travel: nobody is watching."""
-    monkeypatch.setattr(explorer, "_TRAVEL", 0.01)
+    monkeypatch.setattr(explorer, "TRAVEL", 0.01)
 
 
 def blobs(n=40, dim=8, classes=2, seed=0):
@@ -152,13 +152,13 @@ def test_neighbours_of_several_points_lie_outside_of_them():
 def test_find_selects_by_text_and_by_regular_expression(small):
     control(small, "find").value = "TEXT 1"
     assert small.selection.index.tolist() == [1, *range(10, 20)]
-    assert "11 rows contain “TEXT 1”" in shown(small, "status")
+    assert "11 rows contain “TEXT 1”" in shown(small, "answer")
     control(small, "find").value = "1.$"
     assert len(small.selection) == 0
     control(small, "regular expression").value = True
     assert small.selection.index.tolist() == list(range(10, 20))
     control(small, "find").value = "(1"
-    assert "“(1” is no regular expression" in shown(small, "status")
+    assert "“(1” is no regular expression" in shown(small, "answer")
     assert small.selection.index.tolist() == list(range(10, 20))
 
 
@@ -267,7 +267,7 @@ def test_data_is_shown_as_typed_everywhere():
     control(widget, "find").value = NASTY
     assert len(widget.selection) == 12
     plain = {"div", "span", "b", "br", "p", "small", "i", "mark"}
-    for place in ("hover", "selection", "legend", "status"):
+    for place in ("hover", "selection", "legend", "answer"):
         read = Reader(widget._text[place].value)
         assert NASTY[:40] in read.text, place
         assert read.tags <= plain, place
@@ -275,8 +275,8 @@ def test_data_is_shown_as_typed_everywhere():
     control(widget, "regular expression").value = True
     control(widget, "find").value = "<script>("
     assert (
-        "<script>(" in shown(widget, "status")
-        and "script" not in Reader(widget._text["status"].value).tags
+        "<script>(" in shown(widget, "answer")
+        and "script" not in Reader(widget._text["answer"].value).tags
     )
 
 
@@ -524,3 +524,173 @@ def test_the_text_of_a_row_is_the_column_called_text_or_the_longest():
     assert re.search("a long review.*row 1", hover(widget, 1), re.DOTALL)
     widget = ek.explore(vectors, ["first", "second", "third"])
     assert "second" in hover(widget, 1)
+
+
+def test_masks_of_any_kind_select_what_is_true(small):
+    label = small._rows.frame["label"]
+    for mask in (
+        (label == "dog").to_numpy().astype(object),
+        (label == "dog").astype("boolean"),
+        (label == "dog").astype("boolean").where(label != "cat"),  # NA in place of False
+        (label == "dog").tolist(),
+    ):
+        small.select(mask)
+        assert small.selection.index.tolist() == list(range(1, 40, 2))
+    with pytest.raises(ValueError, match="one truth value for each row"):
+        small.select([True, None, False])
+
+
+def test_find_ends_whatever_is_typed(small, monkeypatch):
+    monkeypatch.setattr(_rows, "_PATIENCE", 0.2)
+    small._rows.frame["text"] = ["a" * 40 + "!"] * 40
+    control(small, "regular expression").value = True
+    small.select([3])
+    control(small, "find").value = "(a|aa)+$"
+    assert "“(a|aa)+$” takes longer than 0.2 seconds" in shown(small, "answer")
+    assert small.selection.index.tolist() == [3]
+    for pattern in ("a{1000000000000}", "<b>(", "(?P<", "\\"):
+        control(small, "find").value = pattern
+        assert f"“{pattern}” is no regular expression" in shown(small, "answer"), pattern
+        assert Reader(small._text["answer"].value).tags <= {"div"}
+    assert small.selection.index.tolist() == [3]
+
+
+def test_find_in_a_column_where_a_value_is_missing():
+    vectors, _ = blobs(n=4)
+    data = pd.DataFrame({"text": ["good", None, "nan", "bad"]})
+    widget = ek.explore(vectors, data, points=vectors[:, :2])
+    control(widget, "find").value = "a"
+    assert widget.selection.index.tolist() == [2, 3]
+    widget = ek.explore(vectors, {"a": ["x", "y", None, "z"], "b": [1, 2, np.nan, 4]})
+    control(widget, "find").value = "y"
+    assert widget.selection.index.tolist() == [1]
+
+
+def test_half_a_character_and_two_columns_of_a_name():
+    vectors, _ = blobs(n=4)
+    widget = ek.explore(vectors, {"text": ["a\ud800b", "c", "d", "e"]}, points=vectors[:, :2])
+    assert "a\ufffdb" in hover(widget, 0)
+    frame = pd.DataFrame([["a", "b"]] * 4, columns=["x", "x"])
+    with pytest.raises(ValueError, match="two columns are called 'x'; rename one of them"):
+        ek.explore(vectors, frame)
+
+
+def test_a_filter_hides_rows_and_find_keeps_to_it():
+    vectors, labels = blobs(n=40)
+    data = {"text": [f"text {i}" for i in range(40)], "label": labels, "size": labels + 0.5}
+    widget = ek.explore(vectors, data, points=vectors[:, :2])
+    control(widget, "filter").value = "label"
+    assert widget._scatter.filter is None  # no value is chosen yet
+    control(widget, "only").value = (1,)
+    assert widget._scatter.filter.tolist() == list(range(1, 40, 2))
+    assert "20 rows are shown." in shown(widget, "answer")
+    control(widget, "find").value = "text 1"
+    assert widget.selection.index.tolist() == [1, 11, 13, 15, 17, 19]
+    assert "6 rows contain" in shown(widget, "answer")
+    control(widget, "filter").value = "size"
+    control(widget, "only").value = (0, 1)
+    assert widget._scatter.filter.tolist() == list(range(0, 40, 2))
+    assert widget.selection.index.tolist() == [10, 12, 14, 16, 18]
+    control(widget, "filter").value = None
+    assert widget._scatter.filter is None and len(widget.selection) == 11
+
+
+def test_a_selection_can_be_taken_back(small):
+    undo = control(small, "undo")
+    assert undo.disabled
+    small.select([1, 2])
+    small.select([7])
+    undo.click()
+    assert small.selection.index.tolist() == [1, 2]
+    undo.click()
+    assert len(small.selection) == 0 and undo.disabled
+
+
+def test_no_answer_is_lost_while_a_map_is_computed():
+    vectors, labels = blobs(n=300, dim=20)
+    data = {"text": [f"text {i}" for i in range(300)], "label": labels}
+
+    async def notebook():
+        widget = ek.explore(vectors, data, points=vectors[:, :2])
+        control(widget, "map").value = "UMAP"
+        await asyncio.sleep(0)
+        assert "Computing" in shown(widget, "status")
+        control(widget, "find").value = "text 29"
+        control(widget, "filter").value = "label"
+        control(widget, "only").value = (1,)
+        answer, chosen = shown(widget, "answer"), widget.selection.index.tolist()
+        while not widget._task.done():
+            await asyncio.sleep(0.01)
+        return widget, answer, chosen
+
+    widget, answer, chosen = asyncio.run(notebook())
+    assert answer == "6 rows contain “text 29”." == shown(widget, "answer")
+    assert chosen == [29, *range(291, 300, 2)] == widget.selection.index.tolist()
+    assert shown(widget, "status") == "" and widget._view.method == "UMAP"
+    assert f"{len(chosen)} selected" in shown(widget, "selection")
+    assert len(widget._scatter.filter) == 150
+
+
+def test_two_spaces_side_by_side_share_selection_and_neighbours():
+    vectors, labels = blobs(n=40, classes=4)
+    mixed = vectors.copy()
+    mixed[:10] = mixed[:10][::-1]  # for these rows another space
+    maps = {"a": vectors[:, :2], "b": mixed[:, :2]}
+    widget = ek.explore({"a": vectors, "b": mixed}, {"label": labels}, points=maps)
+    control(widget, "compare").value = "b"
+    near = [
+        NearestNeighbors(n_neighbors=11, metric="cosine").fit(each) for each in (vectors, mixed)
+    ]
+    rows = [
+        search.kneighbors(each)[1][:, 1:]
+        for search, each in zip(near, (vectors, mixed), strict=True)
+    ]
+    expected = [len(set(a) & set(b)) for a, b in zip(*rows, strict=True)]
+    assert widget._shared.tolist() == expected and len(set(expected)) > 2
+    beside = widget._beside
+    assert widget._side_by_side.children == (widget._scatter, beside)
+    np.testing.assert_array_equal(beside.points[:, 2], widget._scatter.points[:, 2])
+    first = np.argmin(expected)
+    assert shown(widget, "selection").startswith(f"Fewest neighbours shared first{labels[first]}")
+    beside.selection = np.array([3, 4], np.uint32)
+    assert widget.selection.index.tolist() == [3, 4]
+    beside.hovering = 5
+    assert widget._scatter.hovering == 5 and "row 5" in shown(widget, "hover")
+    assert "both spaces share" in shown(widget, "legend")
+    control(widget, "compare").value = None
+    assert widget._side_by_side.children == (widget._scatter,)
+    assert "2 selected" in shown(widget, "selection")
+    assert control(ek.explore(vectors, {"label": labels}), "color")  # one space has no such menu
+
+
+def test_clusters_of_the_map_are_called_by_their_words():
+    vectors, labels = blobs(n=90, classes=3, seed=3)
+    about = ["the kettle boils water", "a novel with a plot", "the train to the station"]
+    data = {
+        "text": [f"{about[label]} {i}" for i, label in enumerate(labels)],
+        "label": labels,
+    }
+    widget = ek.explore(vectors, data, points=vectors[:, :2] * 5)
+    control(widget, "names").value = True
+    names = widget._maps.clusters(widget._view, widget._rows, "label")
+    found = {name: {labels[i] for i, each in enumerate(names) if each == name} for name in names}
+    found.pop("", None)
+    assert len(found) == 3 and all(len(each) == 1 for each in found.values())
+    for name, (label,) in found.items():
+        assert set(name.split(", ")) <= set(about[label].split()), name
+    placed = widget._scatter.label_placement
+    assert set(placed.data["name"]) == set(found)
+    assert "3 clusters of this map, not of the vectors" in shown(widget, "clusters")
+    control(widget, "names").value = False
+    assert widget._scatter.label_placement is None
+    plain = ek.explore(vectors, {"label": labels}, points=vectors[:, :2] * 5)
+    assert set(plain._maps.clusters(plain._view, plain._rows, "label")) - {""} == {"0", "1", "2"}
+
+
+def test_density_is_drawn_as_lines(small):
+    control(small, "density").value = True
+    lines = small._scatter.annotations
+    assert len(lines) >= 3
+    assert all(np.abs(line.vertices).max() <= 1 for line in lines)
+    control(small, "density").value = False
+    assert small._scatter.annotations == []

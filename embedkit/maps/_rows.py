@@ -6,7 +6,7 @@ the HTML made here.
 
 import base64
 import io
-import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import regex
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Image
 from numpy.typing import NDArray
 from PIL.Image import Image as Picture
@@ -21,6 +22,8 @@ from PIL.Image import Image as Picture
 from embedkit.images import to_rgb as to_picture
 from embedkit.maps._colors import cut
 from embedkit.words import WordVectors
+
+_PATIENCE = 2  # seconds for a search
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Rows:
     pictures: Any = None
     text: str | None = None
     words: bool = False
+    _searched: list[str] | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -58,56 +62,94 @@ class Rows:
         for name in names:
             if name not in among:
                 known = ", ".join(map(str, among)) or "none"
-                raise ValueError(f"explore({what}={name!r}): choose a column from {known}")
+                raise ValueError(f"{what}={name!r}: choose a column from {known}")
 
-    def numbers(self, rows: Any) -> NDArray[Any]:
+    def numbers(self, rows: Any) -> NDArray[np.intp]:
         """Check row numbers, or turn one truth value for each row into them."""
-        wanted = np.asarray(rows)
-        if wanted.dtype == bool:
-            wanted = np.flatnonzero(wanted) if wanted.shape == (len(self),) else wanted[None]
-        if wanted.ndim != 1 or not np.isin(wanted, range(len(self))).all():
-            raise ValueError(
-                f"select: give row numbers from 0 to {len(self) - 1}, or one truth value for each "
-                "row"
-            )
-        return wanted
+        wanted = np.asarray(rows, dtype=None if len(np.shape(rows)) else object)
+        values = pd.Series(wanted.ravel(), dtype=object)
+        # Truth values may come as objects, with None or NA where nothing is known: not chosen.
+        known = values[values.notna()]
+        if len(known) and all(isinstance(value, bool | np.bool_) for value in known):
+            if wanted.shape == (len(self),):
+                return np.flatnonzero(values.fillna(False).astype(bool))
+        elif wanted.ndim == 1 and np.isin(wanted, range(len(self))).all():
+            return wanted.astype(np.intp)
+        raise ValueError(
+            f"select: give row numbers from 0 to {len(self) - 1}, or one truth value for each row"
+        )
 
-    def find(self, pattern: str, regex: bool = False) -> list[int]:
+    def find(self, pattern: str, is_regex: bool = False) -> list[int]:
         """List the rows whose word, text or values contain a pattern, in any case.
 
         Raises
         ------
-        re.error
-            If it is no regular expression.
+        ValueError
+            If it is no regular expression, or takes longer than `_PATIENCE` seconds.
         """
-        searched = self.frame[["word"] if self.words else [self.text] if self.text else []]
-        if searched.empty:
-            searched = self.frame[self.scalars()]
-        wanted = re.compile(pattern if regex else re.escape(pattern), re.IGNORECASE)
-        texts = searched.astype(str).agg("\n".join, axis=1)
-        return [row for row, text in enumerate(texts) if wanted.search(text)]
+        if self._searched is None:
+            names = ["word"] if self.words else [self.text] if self.text else self.scalars()
+            columns = [self.frame[name] for name in names]
+            texts = [["" if pd.isna(each) else str(each) for each in column] for column in columns]
+            self._searched = ["\n".join(row) for row in zip(*texts, strict=True)]
+        try:
+            wanted = regex.compile(pattern if is_regex else regex.escape(pattern), regex.IGNORECASE)
+            end = time.monotonic() + _PATIENCE
+            return [
+                row
+                for row, text in enumerate(self._searched)
+                if wanted.search(text, timeout=max(end - time.monotonic(), 0.001))
+            ]
+        except TimeoutError as error:
+            raise ValueError(
+                f"“{pattern}” takes longer than {_PATIENCE} seconds to find; a repeat inside a "
+                "repeat does that"
+            ) from error
+        except (regex.error, OverflowError, MemoryError, RecursionError) as error:
+            raise ValueError(f"“{pattern}” is no regular expression: {error}") from error
 
     def preview(self, row: int, size: int, letters: int) -> str:
         """Show a row as HTML: its image at most `size` pixels wide, its text in so many letters."""
         parts = []
         if self.pictures is not None:
-            parts.append(_thumbnail(self.pictures, row, size))
-        if self.words:
-            at = self.frame.iloc[row]
-            start = at.get("start", at["position"])
-            end = at.get("end", start + 1)
-            before, here, after = (
-                " ".join(map(str, at["tokens"][part]))
-                for part in (slice(start), slice(start, end), slice(end, None))
-            )
-            # The word stays, whatever is cut.
-            before = before if len(before) < letters / 2 else f"…{before[-letters // 2 :]}"
-            marked = f"{escape(before)} <mark>{escape(here)}</mark> {escape(cut(after, letters))}"
-            parts.append(f"<span style='white-space: pre-wrap'>{marked}</span>")
-        elif self.text:
-            text = escape(cut(str(self.frame[self.text].iloc[row]), letters))
-            parts.append(f"<span style='white-space: pre-wrap'>{text}</span>")
+            try:
+                style = f"height: {size}px; image-rendering: pixelated"
+                parts.append(
+                    f"<img src='{_thumbnail(self.pictures, row, size)}' alt='image {row}' "
+                    f"style='display: block; max-width: none; {style}'>"
+                )
+            except (OSError, ValueError) as error:
+                parts.append(f"<i>{escape(str(error))}</i>")
+        if self.words or self.text:
+            before, here, after = map(escape, self._parts(row, letters))
+            here = f"<mark>{here}</mark>" if here else ""
+            parts.append(f"<span style='white-space: pre-wrap'>{before}{here}{after}</span>")
         return "".join(parts)
+
+    def _parts(self, row: int, letters: int) -> tuple[str, str, str]:
+        """Give what stands before a word, the word, and what stands after it; or the text."""
+        if not self.words:
+            return cut(str(self.frame[self.text].iloc[row]), letters), "", ""
+        at = self.frame.iloc[row]
+        start = at.get("start", at["position"])
+        end = at.get("end", start + 1)
+        tokens = [str(each) for each in at["tokens"]]
+        before, here, after = map(" ".join, (tokens[:start], tokens[start:end], tokens[end:]))
+        # The word stays, whatever is cut.
+        before = before if len(before) < letters / 2 else f"…{before[-letters // 2 :]}"
+        return f"{before} ", here, f" {cut(after, letters)}"
+
+    def plain(self, row: int, letters: int) -> str:
+        """Write the text of a row, a word of it in brackets."""
+        before, here, after = self._parts(row, letters)
+        return f"{before}[{here}]{after}".strip() if self.words else before
+
+    def thumbnail(self, row: int, size: int) -> str:
+        """Make the small image of a row as a data URI, empty where there is none."""
+        try:
+            return _thumbnail(self.pictures, row, size)
+        except (OSError, ValueError):
+            return ""
 
     def facts(self, row: int, names: Sequence[str | None]) -> list[str]:
         """Write each of these columns, where there is one, as a line of HTML; and the row."""
@@ -158,8 +200,12 @@ def read(data: Any, words: WordVectors | None = None) -> Rows:
             )
         if any(isinstance(each, Dataset) for each in dict(data).values()):
             raise ValueError(f"explore: data is a dict of splits; choose one of {', '.join(data)}")
+        names = [whole(name) for name in data]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"explore: two columns are called {twice[0]!r}; rename one of them")
         try:
-            frame = pd.DataFrame({name: list(column) for name, column in data.items()})
+            columns = zip(names, data.items(), strict=True)
+            frame = pd.DataFrame({name: [*map(whole, column)] for name, (_, column) in columns})
         except ValueError as error:
             sizes = ", ".join(f"{name} {len(column)}" for name, column in data.items())
             raise ValueError(f"explore: the columns of data differ in length: {sizes}") from error
@@ -198,6 +244,11 @@ def _of_words(frame: pd.DataFrame, words: WordVectors) -> Rows:
     return Rows(table.join(frame, on="sentence"), words=True)
 
 
+def whole(value: Any) -> Any:
+    """Put a sign for half a character, which cannot be written; other values stay."""
+    return regex.sub("[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value
+
+
 def _is_picture(first: pd.Series) -> bool:
     """Tell images from what else a column may hold, by its first value."""
     arrays = [each for each in first if isinstance(each, np.ndarray)]
@@ -205,17 +256,10 @@ def _is_picture(first: pd.Series) -> bool:
 
 
 def _thumbnail(pictures: Any, row: int, size: int) -> str:
-    """Make a small image that carries its own bytes; or the reason why there is none."""
-    try:
-        image = pictures[row]
-        small = to_picture(np.asarray(image) if isinstance(image, list) else image, row)
-    except (OSError, ValueError) as error:
-        return f"<i>{escape(str(error))}</i>"
+    """Make a small image that carries its own bytes, as a data URI."""
+    image = pictures[row]
+    small = to_picture(np.asarray(image) if isinstance(image, list) else image, row)
     small.thumbnail((size, size))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=88)
-    code = base64.b64encode(written.getvalue()).decode()
-    return (
-        f"<img src='data:image/jpeg;base64,{code}' alt='image {row}' style='display: block; "
-        f"max-width: none; height: {size}px; image-rendering: pixelated'>"
-    )
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"

@@ -1,17 +1,22 @@
 """What `explore` computes: maps of one space or several, and how far to trust them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from contourpy import contour_generator
 from numpy.typing import NDArray
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import KDTree
+from sklearn.cluster import HDBSCAN
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 
 from embedkit import evaluate
 from embedkit._checks import check_table
+from embedkit.maps._density import density, levels
 from embedkit.maps._rows import Rows
 from embedkit.maps.projection import project
 
@@ -56,6 +61,51 @@ class Maps:
                 points = project(vectors, progress=False, **settings)
             self.known[view] = points
         return self.known[view]
+
+    def clusters(self, view: View, rows: Rows, name: str | None) -> list[str]:
+        """Name the cluster of each point, empty for none; clusters of the map, not of the vectors.
+
+        A cluster is called by the words that are frequent in it and rare elsewhere, or, where
+        there are no texts, by the commonest value of a column.
+
+        References
+        ----------
+        Campello, Moulavi and Sander (2013), "Density-based clustering based on hierarchical
+        density estimates"; Grootendorst (2022), "BERTopic", on class-based TF-IDF.
+        """
+        points = self.points(view)
+        least = max(5, len(points) // 50)
+        found = HDBSCAN(min_cluster_size=min(least, len(points)), copy=True).fit_predict(points)
+        numbers = range(found.max() + 1)
+        members = [self.rows[found == number] for number in numbers]
+        names = [""] * len(members)
+        if rows.text or rows.words:
+            texts = [" ".join(rows.plain(int(row), 1000) for row in each) for each in members]
+            words = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{3,}\b")
+            with suppress(ValueError):  # nothing but stop words
+                counts = words.fit_transform(texts).toarray()
+                share = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+                weights = share * np.log(1 + counts.sum(axis=1).mean() / counts.sum(axis=0))
+                vocabulary = words.get_feature_names_out()
+                best = np.argsort(-weights, axis=1, kind="stable")[:, :3]
+                names = [
+                    ", ".join(vocabulary[row[weight[row] > 0]])
+                    for row, weight in zip(best, weights, strict=True)
+                ]
+        elif name is not None:
+            columns = [rows.frame[name].iloc[each] for each in members]
+            names = [str(column.mode().iloc[0]) if column.count() else "" for column in columns]
+        names = [each or f"cluster {number}" for number, each in enumerate(names, start=1)]
+        return [names[number] if number >= 0 else "" for number in found]
+
+    def shared(self, one: str, other: str, count: int = 10) -> NDArray[np.intp]:
+        """Count for each point the neighbours that it has in both of two spaces."""
+        count = min(count, len(self.rows) - 1)
+        if count < 1:
+            return np.zeros(len(self.rows), np.intp)
+        near = [evaluate.nearest(self.vectors[name], k=count)[0] for name in (one, other)]
+        both = np.sort(np.concatenate(near, axis=1), axis=1)
+        return (both[:, 1:] == both[:, :-1]).sum(axis=1)
 
     def nearest(
         self, view: View, chosen: NDArray[np.intp], count: int
@@ -170,3 +220,10 @@ def framed(
         points = points @ orthogonal_procrustes(points, old - old.mean(axis=0))[0]
     low, high = points.min(axis=0), points.max(axis=0)
     return (points - (low + high) / 2) * (1.9 / ((high - low).max() or 1))
+
+
+def contours(points: NDArray[np.float32]) -> list[Any]:
+    """Draw lines round the densest parts of a framed map: 30, 60 and 90 % of the points."""
+    x, y, grid = density(points, np.array([[-1.0, 1.0], [-1.0, 1.0]]), bins=96, width=3.0)
+    lines = contour_generator(x, y, grid)
+    return [line for level in levels(grid, (0.9, 0.6, 0.3)) for line in lines.lines(level)]

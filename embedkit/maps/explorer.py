@@ -4,35 +4,33 @@ The scatter is jupyter-scatter's, the controls round it are ipywidgets.
 """
 
 import asyncio
-import re
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
-import jscatter
 import numpy as np
 import pandas as pd
+from jscatter.annotations import Line
+from jscatter.label_placement import LabelPlacement
+from jscatter.label_placement.constants import INITIAL_TILE
+from jscatter.label_placement.utils import to_js
 from matplotlib.colors import to_rgba
 from numpy.typing import ArrayLike, NDArray
 
-from embedkit.maps._colors import coloring
+from embedkit.maps._colors import Coloring, coloring
+from embedkit.maps._controls import TRAVEL, arrange, make_controls, make_filter, new_scatter
 from embedkit.maps._rows import Rows, read
-from embedkit.maps._views import LARGE, Maps, View, framed, gather
+from embedkit.maps._views import Maps, View, contours, framed, gather
+from embedkit.maps.page import write
 from embedkit.words import WordVectors
 
 _SHOWN, _NEAREST, _NEAR = 24, 8, 24
-_TRAVEL = 1.0  # seconds
 _PLAYING = "playing" if hasattr(widgets.Play, "playing") else "_playing"  # before ipywidgets 8
-_HELP = {
-    "vectors": "The points travel to another map.",
-    "color": "The column that gives the colors.",
-    "map": "UMAP keeps neighbours, PCA the spread.",
-    "n_neighbors": "Few show detail, many the whole.",
-    "min_dist": "How close points may lie.",
-    "metric": "What UMAP takes for near.",
-    "find": "Enter selects the rows that contain this.",
-}
+_SHARED = 10  # neighbours that two spaces may share
 
 
 def explore(
@@ -101,70 +99,35 @@ class Explorer(widgets.VBox):
         self._rows, self._maps, self._hover = rows, maps, hover
         self._task: asyncio.Task[None] | None = None
         self._clock = widgets.Play(max=1, layout={"display": "none"})
-        columns = [("none", None), *((str(name), name) for name in rows.scalars())]
-        n = len(maps.rows)
-        methods = ["as given"] * bool(maps.known) + ["UMAP"] * (n > 3) + ["PCA"]
+        self._past: list[NDArray[np.intp]] = [np.zeros(0, np.intp)]
+        self._shared: NDArray[np.intp] | None = None
         color = color or ("label" if "label" in rows.scalars() else None)
-        slider = {"continuous_update": False}
-        self._controls = {
-            "vectors": widgets.Dropdown(options=list(maps.vectors)),
-            "color": widgets.Dropdown(options=columns, value=color),
-            "map": widgets.Dropdown(options=methods),
-            "n_neighbors": widgets.IntSlider(
-                value=15, min=2, max=max(15, min(200, n - 1)), **slider
-            ),
-            "min_dist": widgets.FloatSlider(value=0.1, min=0, max=1, step=0.05, **slider),
-            "metric": widgets.Dropdown(options=["cosine", "euclidean", "manhattan", "correlation"]),
-            "find": widgets.Text(placeholder="text", **slider),
-        }
-        if not maps.known and n > LARGE:
-            self._controls["map"].value = "PCA"  # UMAP would take minutes
-        self._regex = widgets.Checkbox(description="regular expression", indent=False)
-        names = "status", "legend", "hover", "trust", "selection"
-        self._text = {name: widgets.HTML().add_class(f"ek-{name}") for name in names}
-        scatter = jscatter.Scatter(
-            x=np.zeros(n), y=np.zeros(n), x_scale=(-1, 1), y_scale=(-1, 1), axes=False,
-            reticle=False, height=height, size=float(np.clip(120 / n**0.5, 2, 6)),
-            opacity_unselected=0.15, transition_points_duration=int(1000 * _TRAVEL),
-        )  # fmt: skip
-        self._scatter = scatter.show(["pan_zoom", "lasso", "full_screen", "reset"])
-        # Where all points are one, the page would look for labels in no space, without end.
-        self._scatter.x_domain = self._scatter.y_domain = [-1, 1]
+        self._controls, self._switches = make_controls(rows, maps, color)
+        self._undo = widgets.Button(description="undo", disabled=True)
+        self._only = widgets.HBox()  # the values that the filter lets through
+        places = "status", "answer", "legend", "clusters", "hover", "trust", "selection"
+        self._text = {name: widgets.HTML().add_class(f"ek-{name}") for name in places}
+        self._scatter, self._beside = new_scatter(len(maps.rows), height), None
+        self._side_by_side = widgets.HBox([self._scatter])
         self._view = self._wanted()
         self._points = framed(maps.points(self._view))
         self._draw(travel=False)
         self._set("trust", maps.trust(self._view, self._classes))
         self._set("hover", "Point at the map to see what is there.")
-        self._selected()
+        self._show_selection()
         for name, control in self._controls.items():
-            control.observe(self._find if name == "find" else self._changed, "value")
-        self._regex.observe(self._find, "value")
+            follow = {"find": self._find, "filter": self._choose_filter}.get(name, self._changed)
+            control.observe(follow, "value")
+        self._switches["regular expression"].observe(self._find, "value")
+        self._switches["names"].observe(self._changed, "value")
+        self._switches["density"].observe(self._changed, "value")
+        self._undo.on_click(self._take_back)
         self._scatter.observe(self._hovered, "hovering")
         self._scatter.observe(self._selected, "selection")
-        super().__init__(self._arranged())
-
-    def _arranged(self) -> list[widgets.Widget]:
-        """Lay out the controls above, the map beside what it says, the selection below."""
-        for name, control in self._controls.items():
-            control.description, control.layout.width = name, "100%"
-            control.style.description_width = "6.5em"
-        boxes = {
-            name: widgets.VBox(
-                [control, widgets.HTML(f"<small style='opacity: 0.7'>{_HELP[name]}</small>")],
-                layout={"flex": "1 1 30%", "max_width": "330px", "margin": "0 1em 0 0"},
-            )
-            for name, control in self._controls.items()
-        }
-        find = widgets.HBox([boxes.pop("find"), self._regex, self._text["status"], self._clock])
-        if len(self._maps.vectors) == 1:
-            del boxes["vectors"]
-        text = self._text
-        left = widgets.VBox([self._scatter, text["legend"]])
-        left.layout = {"flex": "1 1 400px", "min_width": "0"}
-        right = widgets.VBox([text["trust"], text["hover"]])
-        right.layout = {"flex": "0 0 250px", "margin": "0 0 0 1em"}
-        controls = widgets.HBox(list(boxes.values()), layout={"flex_flow": "row wrap"})
-        return [controls, find, widgets.HBox([left, right]), text["selection"]]
+        parts = {"undo": self._undo, "only": self._only, "clock": self._clock, **self._text}
+        parts["maps"] = self._side_by_side
+        several = len(maps.vectors) > 1
+        super().__init__(arrange(self._controls, self._switches, parts, several))
 
     @property
     def points(self) -> NDArray[np.float32]:
@@ -187,6 +150,19 @@ class Explorer(widgets.VBox):
         wanted = self._rows.numbers(rows)
         self._scatter.selection = np.flatnonzero(np.isin(self._maps.rows, wanted)).astype(np.uint32)
 
+    def save(
+        self, path: str | os.PathLike[str], *, title: str = "A map of embeddings", caption: str = ""
+    ) -> Path:
+        """Write the map on the screen to one HTML file that needs no kernel, as `save_map` does.
+
+        The file has the map, the vectors' neighbours, the color and the selection of now.
+        """
+        return write(
+            path, self._rows, self._maps.rows, self._points, self._maps.vectors[self._view.vectors],
+            color=self._controls["color"].value, title=title, caption=caption,
+            selected=self._chosen().tolist(),
+        )  # fmt: skip
+
     def _chosen(self) -> NDArray[np.intp]:
         return np.sort(np.asarray(self._scatter.selection, dtype=np.intp))
 
@@ -205,6 +181,16 @@ class Explorer(widgets.VBox):
             control.disabled = view.method != "UMAP"
         return View(*view[:2], *(c.value for c in settings)) if view.method == "UMAP" else view
 
+    def _asked(self) -> tuple[Any, ...]:
+        """Read off the controls everything that has to be computed and drawn."""
+        shown = (self._switches[name].value for name in ("names", "density"))
+        return (
+            self._wanted(),
+            self._controls["color"].value,
+            self._controls["compare"].value,
+            *shown,
+        )
+
     def _changed(self, change: Any) -> None:
         """See to a control without holding up other cells."""
         try:
@@ -218,8 +204,9 @@ class Explorer(widgets.VBox):
     async def _follow(self) -> None:
         """Do what the controls ask for, until they ask for nothing else."""
         done = None
-        while (asked := (self._wanted(), self._controls["color"].value)) != done:
-            done, view, travel = asked, asked[0], asked[0] != self._view
+        while (asked := self._asked()) != done:
+            done, (view, color, other, names, density) = asked, asked
+            travel = view != self._view
             try:
                 self._set("status", f"Computing: {view.method}, {escape(view.vectors)} …")
                 points = await asyncio.to_thread(self._maps.points, view)
@@ -227,41 +214,98 @@ class Explorer(widgets.VBox):
                     continue
                 if travel:
                     self._view, self._points = view, framed(points, self._points)
+                await self._set_beside(other)
                 self._draw(travel)
-                self._selected()
                 self._set("trust", await asyncio.to_thread(self._maps.trust, view, self._classes))
+                await self._write_names(names, color)
+                lines = contours(self._points) if density else []
+                self._scatter.annotations = [Line(line.tolist()) for line in lines]
+                self._show_selection()
                 self._set("status", "")
                 await self._arrived(travel)
             except Exception as error:  # in a callback nobody would see it
                 self._set("status", f"This could not be computed: {escape(str(error))}")
 
+    async def _set_beside(self, other: str | None) -> None:
+        """Set a map of other vectors beside this one; color both by the neighbours they share."""
+        self._shared = None
+        if other is not None:
+            beside = await asyncio.to_thread(self._maps.points, self._view._replace(vectors=other))
+            self._beside_points = framed(beside, self._points)
+            names = self._view.vectors, other, _SHARED
+            self._shared = await asyncio.to_thread(self._maps.shared, *names)
+            self._beside = self._beside or self._new_beside()
+        pair = [self._scatter, self._beside] if other is not None else [self._scatter]
+        self._side_by_side.children = pair
+
+    def _new_beside(self) -> Any:
+        """Make a second map, on which is selected, shown and pointed at what is on the first."""
+        beside = new_scatter(len(self._maps.rows), self._scatter.height)
+        for one, other in ((self._scatter, beside), (beside, self._scatter)):
+            one.observe(partial(_copy, other), ["selection", "filter", "hovering"])
+        beside.selection, beside.filter = self._scatter.selection, self._scatter.filter
+        return beside
+
+    async def _write_names(self, wanted: bool, color: str | None) -> None:
+        """Write the names of the clusters on the map; the page asks for those in sight."""
+        placed, labels, said = None, None, ""
+        if wanted:
+            args = self._view, self._rows, color
+            table = pd.DataFrame(self._points.astype(float), columns=["x", "y"])
+            table["name"] = await asyncio.to_thread(self._maps.clusters, *args)
+            table = table[table["name"] != ""]
+            if len(table):
+                placed = LabelPlacement(data=table, by="name", x="x", y="y")
+                placed.compute()
+                tiles = self._scatter.label_tiles or [INITIAL_TILE]
+                labels = to_js(placed.get_labels_from_tiles(tiles))
+            found = table["name"].value_counts()
+            said = ", ".join(f"<b>{escape(name)}</b> ({count})" for name, count in found.items())
+            said = f"{len(found)} clusters of this map, not of the vectors: {said}"
+        self._set("clusters", said)
+        self._scatter.label_placement, self._scatter.labels = placed, labels
+
     async def _arrived(self, travel: bool) -> None:
         """Let the page's own clock run: while points travel, it takes no others."""
-        self._clock.value, self._clock.interval = 0, int(1000 * _TRAVEL * (1.5 if travel else 0.2))
+        self._clock.value, self._clock.interval = 0, int(1000 * TRAVEL * (1.5 if travel else 0.2))
         setattr(self._clock, _PLAYING, True)
         for _ in range(40):  # and where there is no page, no clock runs
-            await asyncio.sleep(_TRAVEL / 8)
+            await asyncio.sleep(TRAVEL / 8)
             if not getattr(self._clock, _PLAYING):
                 break
         setattr(self._clock, _PLAYING, False)
 
+    def _column(self, name: str | None) -> pd.Series:
+        """Give a column of the rows on the map."""
+        frame = self._rows.frame
+        column = pd.Series(None, frame.index, dtype=object) if name is None else frame[name]
+        return column.iloc[self._maps.rows]
+
     def _draw(self, travel: bool) -> None:
         """Send places and colors to the page, together."""
-        name, frame = self._controls["color"].value, self._rows.frame
-        column = pd.Series(None, frame.index, dtype=object) if name is None else frame[name]
-        meaning = coloring(column.iloc[self._maps.rows])
-        (codes, colors), self._classes = meaning.colors(), meaning.classes
-        self._set("legend", meaning.legend() if name is not None else "")
-        with self._scatter.hold_sync():
-            self._scatter.transition_points = travel
-            self._scatter.color_by, self._scatter.color_scale = "valueA", "categorical"
-            self._scatter.color_domain = {str(code): code for code in range(len(colors))}
-            self._scatter.color = self._scatter.color_selected = [to_rgba(c) for c in colors]
-            self._scatter.points = np.column_stack([self._points, codes, np.zeros_like(codes)])
+        name = self._controls["color"].value
+        meaning = coloring(self._column(name))
+        self._classes = meaning.classes
+        legend = meaning.legend() if name is not None else ""
+        if self._shared is not None:
+            meaning = Coloring(meaning.classes, [], self._shared.astype(float))
+            legend = f"of {_SHARED} neighbours, both spaces share {meaning.legend()}"
+            self._send(self._beside, self._beside_points, meaning, travel=False)
+        self._set("legend", legend)
+        self._send(self._scatter, self._points, meaning, travel)
 
-    def _hovered(self, change: Any = None) -> None:
+    def _send(self, scatter: Any, points: NDArray[Any], meaning: Coloring, travel: bool) -> None:
+        codes, colors = meaning.colors()
+        with scatter.hold_sync():
+            scatter.transition_points = travel
+            scatter.color_by, scatter.color_scale = "valueA", "categorical"
+            scatter.color_domain = {str(code): code for code in range(len(colors))}
+            scatter.color = scatter.color_selected = [to_rgba(each) for each in colors]
+            scatter.points = np.column_stack([points, codes, np.zeros_like(codes)])
+
+    def _hovered(self, change: Any) -> None:
         """Show the row under the pointer; it stays when the pointer leaves."""
-        point = self._scatter.hovering
+        point = change["new"]
         if point is None:
             return
         row = int(self._maps.rows[point])
@@ -269,8 +313,29 @@ class Explorer(widgets.VBox):
         self._set("hover", f"<p>{self._rows.preview(row, 160, 600)}</p>{'<br>'.join(facts)}")
 
     def _selected(self, change: Any = None) -> None:
+        """Remember a selection, so that it can be taken back, and show it."""
+        self._past = [*self._past[-20:], self._chosen()]
+        self._undo.disabled = len(self._past) < 2
+        self._show_selection()
+
+    def _take_back(self, button: Any = None) -> None:
+        """Select what was selected before."""
+        if len(self._past) > 1:
+            before = self._past[-2]
+            self._past = self._past[:-2]
+            self._scatter.selection = before.astype(np.uint32)
+            self._undo.disabled = len(self._past) < 2
+
+    def _show_selection(self) -> None:
         """Show what is selected, and what is nearest to it in the full space."""
         chosen, name = self._chosen(), self._controls["color"].value
+        if self._shared is not None:
+            order = chosen if len(chosen) else np.arange(len(self._maps.rows))
+            order = order[np.argsort(self._shared[order], kind="stable")]
+            cards = [(self._maps.rows[p], f"{self._shared[p]} shared") for p in order[:_SHOWN]]
+            title = "<b>Fewest neighbours shared first</b>"
+            self._set("selection", title + self._rows.cards(cards, name))
+            return
         if not len(chosen):
             self._set("selection", "Click a point, or draw round several with the lasso.")
             return
@@ -289,13 +354,46 @@ class Explorer(widgets.VBox):
             + self._rows.cards(near, name),
         )
 
+    def _choose_filter(self, change: Any) -> None:
+        """Offer the values of a column, or the range of its amounts."""
+        name = self._controls["filter"].value
+        meaning = coloring(self._column(name))
+        self._only.children = [] if name is None else [make_filter(meaning)]
+        for each in self._only.children:
+            each.observe(lambda change: self._filter(meaning), "value")
+        self._filter(meaning)
+
+    def _filter(self, meaning: Coloring) -> None:
+        """Show some rows alone, and find among them."""
+        (only,) = self._only.children or (None,)
+        if only is None or (meaning.amounts is None and not only.value):
+            self._scatter.filter = None
+        else:
+            if meaning.amounts is None:
+                kept = np.isin(meaning.classes, only.value)
+            else:
+                kept = (meaning.amounts >= only.value[0]) & (meaning.amounts <= only.value[1])
+            self._scatter.filter = np.flatnonzero(kept).astype(np.uint32)
+            self._set("answer", f"{kept.sum()} rows are shown.")
+        if self._controls["find"].value:
+            self._find()
+
     def _find(self, change: Any = None) -> None:
-        """Select the rows that contain what was typed."""
+        """Select the rows that contain what was typed, among those that are shown."""
         wanted = self._controls["find"].value
         try:
-            found = self._rows.find(wanted, self._regex.value) if wanted else []
-        except re.error as error:
-            self._set("status", f"“{escape(wanted)}” is no regular expression: {error}")
+            found = self._rows.find(wanted, self._switches["regular expression"].value)
+        except ValueError as error:
+            self._set("answer", escape(str(error)))
             return
+        kept = self._scatter.filter
+        if kept is not None:
+            found = np.intersect1d(found, self._maps.rows[kept.astype(np.intp)]).tolist()
+        found = found if wanted else []
         self.select(found)
-        self._set("status", wanted and f"{len(found)} rows contain “{escape(wanted)}”.")
+        self._set("answer", wanted and f"{len(found)} rows contain “{escape(wanted)}”.")
+
+
+def _copy(other: Any, change: Any) -> None:
+    """Do to the other map what was done to one."""
+    setattr(other, change["name"], change["new"])

@@ -139,9 +139,27 @@ def test_images(lessons):
     lesson.wait_for_text("trust", trust.split("\n")[1])
 
     lesson.type("find", "4")
-    lesson.wait_for_text("status", "rows contain “4”")
+    lesson.wait_for_text("answer", "rows contain “4”")
     assert set(lesson.run("print(*explorer.selection['label'])").split()) == {"4"}
     photograph(lesson, "01")
+
+    found = lesson.text("answer")
+    plain = lesson.drawn()
+    lesson.page.get_by_label("names").check()
+    lesson.page.get_by_label("density").check()
+    lesson.wait_for_text("clusters", "clusters of this map, not of the vectors")
+    lesson.page.wait_for_timeout(1000)
+    assert lesson.drawn() != plain
+    assert lesson.text("answer") == found
+    lesson.page.get_by_role("button", name="undo").click()
+    lesson.wait_for_text("selection", f"{len(inside)} selected")
+    lesson.choose("compare", "raw pixels")
+    lesson.wait_for_text("legend", "both spaces share")
+    assert lesson.page.locator(".jp-OutputArea canvas:visible").count() >= 2 * 2
+    lesson.wait_for_text("selection", "Fewest neighbours shared first")
+    photograph(lesson, "01_compare")
+    saved = lesson.run("print(explorer.save('map.html'))")
+    assert saved == "map.html"
 
 
 def test_texts(lessons):
@@ -158,6 +176,7 @@ def test_texts(lessons):
     assert recolored != start
 
     before, trust = np.array(lesson.points()), lesson.text("trust")
+    lesson.page.get_by_label("settings of UMAP").check()
     lesson.type("n_neighbors", "3")
     lesson.wait_for_text("status", "Computing")
     trust = lesson.wait_for_other("trust", trust)
@@ -180,9 +199,9 @@ def test_texts(lessons):
     lesson.choose("vectors", "cls")
     lesson.type("n_neighbors", "15")
     lesson.type("find", r"\bnot\b")
-    none = lesson.wait_for_text("status", "0 rows contain")
+    none = lesson.wait_for_text("answer", "0 rows contain")
     lesson.page.get_by_label("regular expression").check()
-    found = re.match(r"\d+", lesson.wait_for_other("status", none))
+    found = re.match(r"\d+", lesson.wait_for_other("answer", none))
     texts = lesson.run("print(*explorer.selection['text'].str.lower(), sep='\\n')").split("\n")
     assert found and len(texts) == int(found.group()) > 3
     assert all(re.search(r"\bnot\b", text) for text in texts)
@@ -200,7 +219,7 @@ def test_words(lessons):
     assert len(preview) > len(mark.inner_text())
 
     lesson.type("find", "Jordan")
-    lesson.wait_for_text("status", "rows contain “Jordan”")
+    lesson.wait_for_text("answer", "rows contain “Jordan”")
     found = set(lesson.run("print(*explorer.selection['word'], sep=',')").split(","))
     assert all("jordan" in name.lower() for name in found)
     marks = lesson.page.locator(".ek-selection mark").all_inner_texts()

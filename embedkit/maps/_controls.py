@@ -1,0 +1,129 @@
+"""The controls of the explorer, and how they are laid out.
+
+Two rows stand above the map, so that it fits a laptop's screen.
+"""
+
+from typing import Any
+
+import ipywidgets as widgets
+import jscatter
+import numpy as np
+
+from embedkit.maps._colors import Coloring, cut
+from embedkit.maps._rows import Rows
+from embedkit.maps._views import LARGE, Maps
+
+TRAVEL = 1.0  # seconds
+_HELP = {
+    "vectors": "The points travel to another map.",
+    "color": "The column that gives the colors.",
+    "map": "UMAP keeps neighbours, PCA the spread.",
+    "n_neighbors": "Few show detail, many the whole.",
+    "min_dist": "How close points may lie.",
+    "metric": "What UMAP takes for near.",
+    "find": "Enter selects the rows that contain this, among those that the filter leaves.",
+    "filter": "Show the rows with some values of a column alone.",
+    "compare": "A map of other vectors beside this one, colored by the neighbours both share.",
+    "names": "Clusters of the map, called by their words, or by their commonest value.",
+    "density": "Lines round 30, 60 and 90 % of the points.",
+}
+
+
+def make_controls(
+    rows: Rows, maps: Maps, color: str | None
+) -> tuple[dict[str, Any], dict[str, widgets.Checkbox]]:
+    """Make the menus and sliders, and the check boxes, by the names that stand beside them."""
+    columns = [("none", None), *((str(name), name) for name in rows.scalars())]
+    others = [("none", None), *((name, name) for name in maps.vectors)]
+    n = len(maps.rows)
+    methods = ["as given"] * bool(maps.known) + ["UMAP"] * (n > 3) + ["PCA"]
+    metrics = ["cosine", "euclidean", "manhattan", "correlation"]
+    most = max(15, min(200, n - 1))
+    controls = {
+        "vectors": widgets.Dropdown(options=list(maps.vectors)),
+        "color": widgets.Dropdown(options=columns, value=color),
+        "map": widgets.Dropdown(options=methods),
+        "compare": widgets.Dropdown(options=others),
+        "find": widgets.Text(placeholder="text", continuous_update=False),
+        "filter": widgets.Dropdown(options=columns),
+        "n_neighbors": widgets.IntSlider(value=15, min=2, max=most, continuous_update=False),
+        "min_dist": widgets.FloatSlider(
+            value=0.1, min=0, max=1, step=0.05, continuous_update=False
+        ),
+        "metric": widgets.Dropdown(options=metrics),
+    }
+    if not maps.known and n > LARGE:
+        controls["map"].value = "PCA"  # UMAP would take minutes
+    names = "regular expression", "names", "density", "settings of UMAP"
+    switches = {name: widgets.Checkbox(indent=False) for name in names}
+    for name, control in [*controls.items(), *switches.items()]:
+        control.description = name
+        # Called so before ipywidgets 8.
+        place = "tooltip" if control.has_trait("tooltip") else "description_tooltip"
+        setattr(control, place, _HELP.get(name, ""))
+    return controls, switches
+
+
+def make_filter(meaning: Coloring) -> Any:
+    """Make the menu of a column's classes, or the range of its amounts."""
+    if meaning.amounts is None:
+        options = [(cut(name, 40), number) for number, name in enumerate(meaning.names)]
+        only = widgets.SelectMultiple(options=options, rows=2)
+    else:
+        low, high = meaning.limits
+        step = (high - low) / 100 or 1
+        only = widgets.FloatRangeSlider(
+            value=(low, high), min=low, max=high, step=step, continuous_update=False,
+            readout_format=".3g",
+        )  # fmt: skip
+    only.description, only.layout.width, only.style.description_width = "only", "220px", "initial"
+    return only
+
+
+def new_scatter(count: int, height: int) -> Any:
+    """Make an empty map of so many points."""
+    scatter = jscatter.Scatter(
+        x=np.zeros(count), y=np.zeros(count), x_scale=(-1, 1), y_scale=(-1, 1), axes=False,
+        reticle=False, height=height, size=float(np.clip(120 / count**0.5, 2, 6)),
+        opacity_unselected=0.15, transition_points_duration=int(1000 * TRAVEL),
+    ).show(["pan_zoom", "lasso", "full_screen", "reset"])  # fmt: skip
+    # Where all points are one, the page would look for labels in no space, without end.
+    scatter.x_domain = scatter.y_domain = [-1, 1]
+    scatter.layout.flex, scatter.layout.min_width = "1 1 0", "0"
+    return scatter
+
+
+def arrange(
+    controls: dict[str, Any], switches: dict[str, Any], parts: dict[str, Any], several: bool
+) -> list[widgets.Widget]:
+    """Lay out two rows of controls, the map beside what it says, and the selection below."""
+    row = {"flex_flow": "row wrap", "align_items": "center"}
+    for control in controls.values():
+        control.layout = {"width": "auto", "flex": "1 1 150px", "max_width": "260px"}
+        control.style.description_width = "initial"
+    for switch in switches.values():
+        switch.layout = {"width": "auto", "margin": "0 0.8em 0 0"}
+    parts["undo"].layout.width = "auto"
+    first = [controls["color"], controls["map"], switches["names"], switches["density"]]
+    if several:
+        first = [controls["vectors"], *first, controls["compare"]]
+    umap = widgets.HBox([controls[n] for n in ("n_neighbors", "min_dist", "metric")], layout=row)
+    umap.layout.display = "none"
+    switches["settings of UMAP"].observe(
+        lambda change: setattr(umap.layout, "display", "flex" if change["new"] else "none"), "value"
+    )
+    second = [
+        controls["find"], switches["regular expression"], controls["filter"], parts["only"],
+        parts["undo"], parts["answer"], parts["status"], parts["clock"],
+    ]  # fmt: skip
+    left = widgets.VBox([parts["maps"], parts["legend"], parts["clusters"]])
+    left.layout = {"flex": "1 1 400px", "min_width": "0"}
+    right = widgets.VBox([parts["trust"], parts["hover"]])
+    right.layout = {"flex": "0 0 250px", "margin": "0 0 0 1em"}
+    return [
+        widgets.HBox([*first, switches["settings of UMAP"]], layout=row),
+        umap,
+        widgets.HBox(second, layout=row),
+        widgets.HBox([left, right]),
+        parts["selection"],
+    ]
