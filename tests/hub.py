@@ -5,19 +5,23 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, unquote
 
 Repositories = dict[str, dict[str, Path]]
 """Repository id → branch, tag or commit → folder."""
+
+
+_REVISION = "(refs/convert/parquet|[^/]+)"  # the only one with slashes that the tests ask for
 
 
 class Hub:
     """Serve folders as repositories while in a ``with`` block.
 
     The ids of data sets begin with ``datasets/``. `statuses` are what the Hub says, whatever it is
-    asked of a repository. Of `cut` repositories each file breaks off half-way the first time.
+    asked of a repository, or of one of its files. Of `cut` repositories each file breaks off
+    half-way the first time. `tokens` are those that private repositories ask for.
     """
 
     def __init__(
@@ -27,10 +31,12 @@ class Hub:
         gated: tuple[str, ...] = (),
         statuses: dict[str, int] | None = None,
         cut: tuple[str, ...] = (),
+        tokens: dict[str, str] | None = None,
     ) -> None:
         hub = self
         self.repositories, self.gated = repositories, gated
         self.statuses, self.cut = statuses or {}, cut
+        self.tokens = tokens or {}
         self.broken_off: set[str] = set()
         self.requests: list[str] = []
 
@@ -40,9 +46,15 @@ class Hub:
             def do_GET(self) -> None:
                 wanted = self.headers.get("Range", "")
                 hub.requests.append(f"{self.command} {self.path} {wanted}".rstrip())
-                path = self.path.partition("?")[0]
+                path = unquote(self.path.partition("?")[0])
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status, headers, body = hub.answer(path, sent)
+                for name, token in hub.tokens.items():
+                    if (
+                        f"/{name}/" in f"{path}/"
+                        and self.headers["Authorization"] != f"Bearer {token}"
+                    ):
+                        status, headers, body = _refusal(401, "RepoNotFound")
                 size = len(body)
                 if status == 200 and (part := re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)):
                     start, stop = int(part[1]), int(part[2] or size - 1) + 1
@@ -84,9 +96,11 @@ class Hub:
         for repository, status in self.statuses.items():
             if f"/{repository}/" in f"{path}/":
                 return _refusal(status, "" if status != 401 else "RepoNotFound")
-        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(
+            r"/((?:datasets/)?[^/]+/[^/]+)/resolve/" + _REVISION + r"/(.+)", path
+        ):
             return self._file(*match.groups())
-        what = r"(?:/(tree|revision|paths-info)/([^/]+).*)?"
+        what = r"(?:/(tree|revision|paths-info)/" + _REVISION + ".*)?"
         if match := re.fullmatch(rf"/api/(?:models/|(?=datasets/))(.*?/?[^/]+/[^/]+?){what}", path):
             return self._listing(*match.groups(), sent)
         return _refusal(404, "RepoNotFound")
@@ -143,8 +157,12 @@ class Hub:
             answer = [
                 {"type": "file", "path": name, "size": size, "oid": "0" * 40}
                 for name, size in files.items()
-                if wanted is None or name in wanted
             ]
+            folders = {str(each) for name in files for each in PurePosixPath(name).parents} - {"."}
+            answer += [
+                {"type": "directory", "path": each, "oid": "0" * 40} for each in sorted(folders)
+            ]
+            answer = [each for each in answer if wanted is None or each["path"] in wanted]
         return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
 
 

@@ -7,8 +7,10 @@ from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, List
@@ -316,12 +318,13 @@ def test_a_folder_of_images(tmp_path):
 
 
 def test_paths_of_images_decode(tmp_path):
-    picture(0).save(tmp_path / "a.png")
     folder = tmp_path / "data"
-    folder.mkdir()
-    pd.DataFrame({"file": [str(tmp_path / "a.png")]}).to_csv(folder / "train.csv", index=False)
+    (folder / "images").mkdir(parents=True)
+    picture(0).save(folder / "images" / "a.png")
+    names = ["images/a.png", str(folder / "images" / "a.png")]
+    (folder / "train.csv").write_text("file\n" + "\n".join(names))
     data = ek.load_data(str(folder), columns={"file": "image"})
-    assert data[0]["image"].size == picture(0).size
+    assert [image.size for image in data["image"]] == [picture(0).size] * 2
 
 
 @pytest.mark.parametrize(
@@ -350,3 +353,225 @@ def test_a_split_that_a_folder_does_not_have(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\na,0\n")
     with pytest.raises(OSError, match=r"split='test'\).*Check the name, split"):
         ek.load_data(str(tmp_path), "test")
+
+
+# What people's own data look like
+
+
+def files(folder, **contents):
+    """Write the files of a data set, by name without its ending."""
+    folder.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (folder / f"{name}.csv").write_text(content)
+    return str(folder)
+
+
+LABELS = {
+    "strings": ("text,label\nx,c\ny,a\nz,b\n", "text,label\nx,c\ny,b\n", ["a", "b", "c"], [2, 1]),
+    "0 and 1": ("text,label\nx,0\ny,1\n", "text,label\nx,1\ny,1\n", ["0", "1"], [1, 1]),
+    "1 to 10": ("text,label\nx,10\ny,2\nz,1\n", "text,label\nx,10\n", ["1", "2", "10"], [2]),
+    "-1 and 1": ("text,label\nx,-1\ny,1\n", "text,label\nx,1\ny,-1\n", ["-1", "1"], [1, 0]),
+    "true and false": ("text,label\nx,true\ny,false\n", "text,label\nx,True\n",
+                       ["False", "True"], [1]),
+    "a gap beside": ("text,label\nx,0\ny,1\nz,\n", "text,label\nx,1\n", ["0", "1"], [1]),
+    "only in test": ("text,label\nx,a\n", "text,label\nx,b\n", ["a", "b"], [1]),
+}  # fmt: skip
+
+
+@pytest.mark.bad_input("labels")
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_have_one_number_in_all_splits(tmp_path, case):
+    train, test, names, numbers = LABELS[case]
+    folder = files(tmp_path / "data", train=train, test=test)
+    data = ek.load_data(folder, "test")
+    assert data.features["label"] == ClassLabel(names=names)
+    assert data["label"][:] == numbers
+    assert data.column_names == ["text", "label"]
+
+
+def test_labels_have_one_number_under_another_name_and_in_a_slice(tmp_path):
+    folder = files(tmp_path / "data", train="kind,text\nb,x\na,y\nc,z\n", test="kind,text\nc,x\n")
+    renamed = {"kind": "label"}
+    assert ek.load_data(folder, "test", columns=renamed)["label"][:] == [2]
+    assert ek.load_data(folder, "train[:1]", columns=renamed)["label"][:] == [1]
+    assert ek.load_data(folder, "train", columns=renamed).column_names == ["label", "text"]
+    bundled = {"label": "sentiment", "product": "label"}
+    both = [ek.load_data("bundled/reviews", split, columns=bundled) for split in ("train", "test")]
+    assert both[0].features["label"] == both[1].features["label"]
+
+
+def test_amounts_stay_amounts(tmp_path):
+    folder = files(tmp_path / "data", train="text,label\nx,0.5\ny,2\n")
+    assert ek.load_data(folder)["label"][:] == [0.5, 2.0]
+
+
+def test_tags_have_one_number_in_all_splits(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["a", "b"], "ner_tags": ["B-PER", "B-LOC"]}')
+    (tmp_path / "test.jsonl").write_text('{"tokens": ["a", "b"], "ner_tags": ["B-PER", "O"]}')
+    data = ek.load_data(tmp_path, "test")
+    assert data.features["ner_tags"] == List(ClassLabel(names=["O", "B-LOC", "B-PER"]))
+    assert data["ner_tags"][:] == [[2, 0]]
+
+
+@pytest.mark.bad_input("labels")
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        ("text,label\na,0\nb,-1\nc,1\nd,-1\n", ["a", "c"]),
+        ("text,label\na,x\nb,\nc,y\nd,\n", ["a", "c"]),
+        ("text,label\na,0\nb,\nc,1\nd,\n", ["a", "c"]),
+    ],
+)
+def test_rows_without_a_label_are_left_out_with_one_warning(tmp_path, content, kept):
+    folder = files(tmp_path / "data", train=content)
+    with pytest.warns(
+        UserWarning, match=r"2 of 4 rows have no label .*left out: rows 1, 3$"
+    ) as found:
+        data = ek.load_data(folder)
+    assert data["text"][:] == kept and len(found) == 1 and found[0].filename == __file__
+    assert data["label"][:] == [0, 1]
+
+
+@pytest.mark.bad_input("labels")
+def test_minus_one_under_a_class_label_and_in_every_row(tmp_path):
+    names = datasets.Features(
+        {"text": datasets.Value("string"), "label": ClassLabel(names=["a", "b"])}
+    )
+    for split, labels in {"train": [0, -1], "test": [-1, -1]}.items():
+        table = datasets.Dataset.from_dict({"text": ["x", "y"], "label": labels}, features=names)
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.warns(UserWarning, match=r"1 of 2 rows have no label"):
+        assert ek.load_data(tmp_path)["label"][:] == [0]
+    with pytest.raises(ValueError, match=r"no row has a label; .*columns=\{'label': 'unlabeled'\}"):
+        ek.load_data(tmp_path, "test")
+    assert len(ek.load_data(tmp_path, "test", columns={"label": "unlabeled"})) == 2
+
+
+@pytest.mark.bad_input("files")
+def test_texts_that_pandas_takes_for_gaps_stay(tmp_path):
+    texts = ["NA", "None", "null", "nan", "N/A", "#N/A"]
+    content = "text,label\n" + "\n".join(f"{text},{n % 2}" for n, text in enumerate(texts))
+    assert ek.load_data(files(tmp_path / "data", train=content))["text"][:] == texts
+
+
+@pytest.mark.bad_input("files")
+@pytest.mark.parametrize(
+    "content",
+    ["text,label\ngood film,pos,\nbad,neg,\n", "text,label\ngood, film,pos\nbad, one,neg\n",
+     "text,label\ngood,pos,\nbad,neg\n"],
+)  # fmt: skip
+def test_shifted_columns_are_refused(tmp_path, content):
+    with pytest.raises(ValueError, match=r"more fields than its header .* would be shifted"):
+        ek.load_data(files(tmp_path / "data", train=content))
+
+
+@pytest.mark.bad_input("files")
+@pytest.mark.parametrize("name", ["reviews [old]", "q*", "what?", "a]b"])
+def test_a_folder_whose_name_is_a_pattern(tmp_path, name):
+    files(tmp_path / "reviews o", train="text\nof the neighbour\n")
+    files(tmp_path / "quiet", train="text\nof the neighbour\n")
+    with pytest.raises(ValueError, match=r"would be read as a pattern of names; rename the folder"):
+        ek.load_data(files(tmp_path / name, train="text\nmy own\n"))
+
+
+def test_a_folder_at_home_and_from_here(tmp_path, monkeypatch):
+    files(tmp_path / "mine", train="text\na\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("mine", "./mine", "~/mine"):
+        assert ek.load_data(name)["text"][:] == ["a"]
+
+
+def test_rows_are_drawn_at_random_and_alike(tmp_path):
+    folder = files(tmp_path / "data", train="text\n" + "\n".join(f"t{n:03}" for n in range(100)))
+    drawn = ek.load_data(folder, rows=30)["text"][:]
+    assert len(set(drawn)) == 30 and drawn != sorted(drawn) and max(drawn) > "t080"
+    assert ek.load_data(folder, rows=10)["text"][:] == drawn[:10]
+    assert ek.load_data(folder, rows=100)["text"][:] == ek.load_data(folder)["text"][:]
+    assert len(ek.load_data("bundled/reviews", "test", rows=7)) == 7
+
+
+@pytest.mark.bad_input("load_data")
+@pytest.mark.parametrize("rows", [0, -1, 2.5, "10"])
+def test_rows_that_are_no_number(rows):
+    with pytest.raises(TypeError, match=r"load_data\(rows=.*give a whole number"):
+        ek.load_data("bundled/reviews", rows=rows)
+
+
+def linked(folder, secret):
+    (folder / "train.csv").symlink_to(secret)
+
+
+def linked_folder(folder, secret):
+    (folder / "data").symlink_to(secret.parent)
+
+
+def named(value):
+    def write(folder, secret):
+        text = f"---\nconfigs:\n- config_name: default\n  data_files: {value}\n---\n"
+        (folder / "README.md").write_text(text.replace("SECRET", str(secret)))
+        (folder / "own.csv").write_text("text\nmine\n")
+
+    return write
+
+
+def image_column(path, *, struct):
+    def write(folder, secret):
+        picture(0).save(secret.parent / "secret.png")
+        named = path.replace("SECRET", str(secret.parent / "secret.png"))
+        column = [{"bytes": None, "path": named}] if struct else [named]
+        table = datasets.Dataset.from_dict({"image": column})
+        if struct:
+            table = table.cast_column("image", datasets.Image())
+            schema = table.features.arrow_schema
+            table = pyarrow.table({"image": column}, schema=schema)
+            pyarrow.parquet.write_table(table, folder / "train.parquet")
+        else:
+            table.to_parquet(folder / "train.parquet")
+
+    return write
+
+
+def listed_image(folder, secret):
+    picture(0).save(secret.parent / "secret.png")
+    picture(1).save(folder / "own.png")
+    (folder / "metadata.csv").write_text("file_name,label\nown.png,a\n../secret/secret.png,b\n")
+
+
+OUTSIDE = {
+    "a link": linked,
+    "a linked folder": linked_folder,
+    "a path upwards": named("../secret/secret.csv"),
+    "an absolute path": named("SECRET"),
+    "an address": named("http://127.0.0.1:9/secret.csv"),
+    "an address of a cloud": named("s3://bucket/secret.csv"),
+    "an image upwards": image_column("../secret/secret.png", struct=False),
+    "an absolute image": image_column("SECRET", struct=False),
+    "an image on the web": image_column("http://127.0.0.1:9/x.png", struct=False),
+    "an image stored by its path": image_column("SECRET", struct=True),
+    "an image listed beside": listed_image,
+}
+
+
+@pytest.mark.fault("supply chain")
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_a_data_folder_reads_nothing_outside_itself(tmp_path, case):
+    folder, secret = tmp_path / "data", tmp_path / "secret" / "secret.csv"
+    for each in (folder, secret.parent):
+        each.mkdir()
+    secret.write_text("text\nsecret\n")
+    OUTSIDE[case](folder, secret)
+    # The last two by `datasets`, which follows no linked folder and checks lists of images.
+    refused = r"outside|README\.md names addresses|any data files|escape the dataset"
+    with pytest.raises((ValueError, OSError), match=refused) as caught:
+        ek.load_data(folder)
+    assert "secret\n" not in str(caught.value)
+
+
+def test_what_lies_outside_is_read_when_asked_for(tmp_path):
+    folder, secret = tmp_path / "data", tmp_path / "secret" / "secret.csv"
+    for each in (folder, secret.parent):
+        each.mkdir()
+    secret.write_text("text\nsecret\n")
+    named("../secret/secret.csv")(folder, secret)
+    assert ek.load_data(folder, outside=True)["text"][:] == ["secret"]

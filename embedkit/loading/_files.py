@@ -1,7 +1,8 @@
 """What a folder may make us read: files of its own, of the kind expected, of the size announced."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -20,6 +21,12 @@ def inside(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or parts.anchor or ".." in parts.parts or "://" in name:
         raise Refusal(f"it names {name!r}, which is no file in its own folder")
     return folder / name
+
+
+def lies_in(path: str, folders: Iterable[Path]) -> bool:
+    """Say whether a path leads into one of these folders, links followed."""
+    real = os.path.realpath(path)
+    return "://" not in path and any(Path(real).is_relative_to(folder) for folder in folders)
 
 
 def read_json(file: Path, kind: type = dict) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForTextEncoding,
@@ -38,6 +39,13 @@ def read_model(
             f"{name}: it is a model of timm, which needs the packages timm and torchvision; "
             "install both (pip install timm torchvision)"
         )
+    options = dict(options)
+    if "pretrained_cfg" in config:
+        settings: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Newer timm notes here how many classes the head has, and transformers sets it to none.
+        given = settings.model_args or {}
+        settings.model_args = {key: given[key] for key in given if key != "num_classes"}
+        options["config"] = settings
     encoder_alone = config.get("model_type") in ("t5", "mt5", "umt5") and not any(
         name.startswith("decoder.") for name in tensors
     )

@@ -4,21 +4,34 @@ The columns are always called ``image`` and ``label``, ``text`` and ``label``, o
 ``ner_tags``, so that a lesson runs on other data by changing one name.
 """
 
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Image, List, Value, load_dataset
+from datasets import Dataset, DatasetBuilder, load_dataset_builder
 from datasets.config import HF_DATASETS_CACHE
 from datasets.naming import camelcase_to_snakecase
 from datasets.packaged_modules.cache.cache import Cache
+from datasets.packaged_modules.csv.csv import Csv
+from huggingface_hub import constants
+from huggingface_hub.repocard import metadata_load
 
+from embedkit.loading import _files as files
+from embedkit.loading import _tables as tables
 from embedkit.loading import hub
 from embedkit.loading._bundled import FOLDER
 
 _CARD = ("README.md", ".gitattributes")  # each repository has the second, if not the first
+_PARQUET = (
+    "it is a Python script, and scripts are no longer run. Take a copy in Parquet: "
+    "revision='refs/convert/parquet' is one that the Hub makes of many, and others have their own "
+    "name ('lukasgarbas/conll-03' of CoNLL-2003, 'manu/wnut_17' of WNUT-17)"
+)
 
 
 def load_data(
@@ -27,7 +40,10 @@ def load_data(
     *,
     columns: Mapping[str, str] | None = None,
     config: str | None = None,
+    rows: int | None = None,
     revision: str | None = None,
+    token: str | bool | None = None,
+    outside: bool = False,
 ) -> Dataset:
     """Load one split of a data set, under the column names the lessons use.
 
@@ -36,28 +52,37 @@ def load_data(
     name : str or path
         ``"bundled/digits"``, ``"bundled/reviews"``, ``"bundled/entities"``, the path of a folder
         of data files, or the id of a data set on the Hub.
-    split : str
+    split : str, default="train"
         Bundled: ``train`` and ``test``, and ``drifted`` (digits, entities) or ``foreign``
         (reviews). Elsewhere: what the data set has, slices like ``"train[:500]"`` included.
     columns : mapping of str to str, optional
         What the data set calls a column, and what it is to be called:
         ``{"img": "image", "fine_label": "label"}``.
     config : str, optional
-        Which part of a Hub data set that has several.
+        Which part of a data set that has several: ``"emotion"`` of ``tweet_eval``.
+    rows : int, optional
+        How many rows to draw, at random but the same each time; the classes are not balanced. By
+        default all of them, in their order.
     revision : str, optional
         A branch, tag or commit on the Hub.
+    token : str or bool, optional
+        For private and gated data; by default the one that `hf auth login` keeps.
+    outside : bool, default=False
+        Whether a folder may name files that lie outside of it, or addresses on the web.
 
     Returns
     -------
     datasets.Dataset
-        Labels and tags are numbers whose names are in ``.features``; images decode to PIL.
+        Labels and tags are numbers whose names are in ``.features``, the same in all splits;
+        images decode to PIL. Rows without a label (-1, or nothing) are left out, with a warning.
 
     Raises
     ------
     TypeError
-        If `name`, `split` or `columns` is of another kind.
+        If `name`, `split`, `columns` or `rows` is of another kind.
     ValueError
-        If there is no such bundled data set, split, or column.
+        If there is no such bundled data set, split, or column; if the data would read files
+        outside their folder; if no row has a label.
     OSError
         If the data cannot be had; the message says why and what to do.
 
@@ -73,92 +98,155 @@ def load_data(
         raise TypeError(f"load_data(split={split!r}): give the name of one split, such as 'train'")
     if not isinstance(columns or {}, Mapping):
         raise TypeError(f"load_data(columns={columns!r}): give a dict, old name to new")
-    name = os.fspath(name)
+    if rows is not None and (not isinstance(rows, int) or rows < 1):
+        raise TypeError(f"load_data(rows={rows!r}): give a whole number of 1 or more, or None")
+    name, folder = os.fspath(name), None
+    about = f"load_data({name!r}, split={split!r})"
+    read: Callable[..., Any]  # of one split, or of all
     if name.startswith("bundled/"):
-        table = _bundled(name, split)
+        read = partial(_bundled, name)
+        table = read(split)
     else:
-        table = _read(name, split, config, revision)
-    for old in columns or {}:
+        folder, copy = _find(name, config, revision, token, outside)
+        try:
+            builder = copy or _prepare(str(folder or name), config, revision, token, outside)
+            read = builder.as_dataset
+            table = read(split)
+        except files.Refusal as error:
+            raise ValueError(f"{about}: {error}") from error
+        except Exception as error:  # the readers of files raise all kinds
+            raise OSError(f"{about}: {_reason(error)}") from error
+    table = _renamed(table, columns or {}, name)
+    before = {new: old for old, new in (columns or {}).items()}
+
+    def everywhere(column: str) -> list[Any]:
+        old = before.get(column, column)
+        return [each[old][:] for each in read().values() if old in each.column_names]
+
+    table = tables.with_label_names(table, "label", everywhere, about)
+    table = tables.with_tag_names(table, "ner_tags", everywhere)
+    table = tables.with_images(table, "image", folder)
+    if not (outside or name.startswith("bundled/")):
+        own = [folder] if folder else [Path(HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
+        tables.check_image_paths(table, own, about)
+    if rows is not None and rows < len(table):
+        table = table.shuffle(seed=0).select(range(rows))
+    return table
+
+
+def _renamed(table: Dataset, columns: Mapping[str, str], name: str) -> Dataset:
+    """Rename columns, and say which there are."""
+    for old in columns:
         if old not in table.column_names:
             raise ValueError(
                 f"load_data(columns=…): {name} has no column {old!r}; it has "
                 f"{', '.join(table.column_names)}"
             )
-    renamed = [(columns or {}).get(each, each) for each in table.column_names]
-    twice = sorted({each for each in renamed if renamed.count(each) > 1})
+    names = [columns.get(each, each) for each in table.column_names]
+    twice = sorted({each for each in names if names.count(each) > 1})
     if twice:
         raise ValueError(
             f"load_data(columns=…): {name} would have two columns {twice[0]!r}; rename the other"
         )
-    table = table.rename_columns(dict(columns or {}))
-    return _with_names(table)
+    return table.rename_columns(dict(columns))
 
 
-def _bundled(name: str, split: str) -> Dataset:
-    """Read a bundled split into memory."""
-    files = {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/*.parquet"))}
-    folder = files.get(name.removeprefix("bundled/"))
+def _bundled(name: str, split: str | None = None) -> Any:
+    """Read a bundled split into memory, or a dict of all splits."""
+    found = {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/*.parquet"))}
+    folder = found.get(name.removeprefix("bundled/"))
     if folder is None:
-        known = ", ".join(f"bundled/{each}" for each in files)
+        known = ", ".join(f"bundled/{each}" for each in found)
         raise ValueError(f"{name}: no such bundled data set; choose from {known}")
     splits = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    if split is None:
+        return {each: _bundled(name, each) for each in splits}
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}; choose from {', '.join(splits)}")
     # Straight from the file: no copy in a cache, no progress bar. The features are in the schema.
     return Dataset(pyarrow.parquet.read_table(splits[split]))
 
 
-def _read(name: str, split: str, config: str | None, revision: str | None) -> Dataset:
-    """Read from a folder or the Hub, and say why where that fails."""
+def _find(
+    name: str, config: str | None, revision: str | None, token: str | bool | None, outside: bool
+) -> tuple[Path | None, Cache | None]:
+    """Find a folder, or ask the Hub; if it is gone, give what was prepared before."""
     about = f"load_data({name!r})"
-    copy = None
-    if not Path(name).exists():
-        if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise OSError(f"{about}: no such folder; give a folder, a Hub id, or bundled/…")
+    folder, copy = Path(name).expanduser(), None
+    if folder.is_dir():
+        folder = card = folder.resolve()
+        if re.search(r"[*?\[\]]", str(folder)):
+            raise ValueError(
+                f"{about}: {folder} has one of * ? [ ] in its path, which would be read as a "
+                "pattern of names; rename the folder"
+            )
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise OSError(f"{about}: no such folder; give a folder, a Hub id, or bundled/…")
+    else:
         instead = "bundled/digits, bundled/reviews or bundled/entities, which work offline"
         card, answered = hub.snapshot(
-            about, name, _CARD, kind="dataset", instead=instead, revision=revision
+            about, name, _CARD, kind="dataset", instead=instead, revision=revision, token=token
         )
-        copy = None if answered else _prepared(name, config, card.name)
-    try:
-        if copy is None:
-            return load_dataset(name, config, split=split, revision=revision)
-        return copy.as_dataset(split=split)
-    except Exception as error:  # the readers of files raise all kinds
-        reason = " ".join(str(error).split())[:300]
-        raise OSError(
-            f"load_data({name!r}, split={split!r}): {reason.rstrip('.')}. Check the name, split "
-            "and (where the data set has several parts) `config`"
-        ) from error
+        copy = None if answered else _copy(name, config, card.name)
+    said = metadata_load(card / "README.md") if (card / "README.md").is_file() else None
+    if "://" in json.dumps((said or {}).get("configs"), default=str) and not outside:
+        raise ValueError(
+            f"{about}: its README.md names addresses on the web as data; allow them with "
+            "outside=True"
+        )
+    return (folder if folder.is_dir() else None), copy
 
 
-def _prepared(name: str, config: str | None, commit: str) -> Cache:
+def _prepare(
+    name: str, config: str | None, revision: str | None, token: str | bool | None, outside: bool
+) -> DatasetBuilder:
+    """Have `datasets` read the files of a data set, and hold it to the data's own folder."""
+    options: dict[str, Any] = {"revision": revision, "token": token}
+    builder = load_dataset_builder(name, config, **options)
+    if isinstance(builder, Csv):  # pandas would take the texts "NA", "None" and "null" for gaps
+        options |= {"keep_default_na": False, "na_values": [""]}
+        builder = load_dataset_builder(name, config, **options)
+    own = f"hf://datasets/{name}@"
+    named = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+    for file in [] if outside else named:
+        if not (file.startswith(own) or files.lies_in(file, [Path(name)])):
+            raise files.Refusal(
+                f"it names the file {file}, outside its own folder; put it there, or allow it with "
+                "outside=True"
+            )
+    builder.download_and_prepare()
+    if isinstance(builder, Csv) and "__index_level_0__" in (builder.info.features or {}):
+        raise files.Refusal(
+            "its rows have more fields than its header has names, so the columns would be shifted; "
+            "put texts with commas in quotes, and take commas off the ends of lines"
+        )
+    return builder
+
+
+def _copy(name: str, config: str | None, commit: str) -> Cache:
     """Take what `datasets` prepared of this commit before, without its many tries to ask again."""
     *owner, own = name.split("/")
     home = Path(HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(own)])
-    found = sorted(home.glob(f"{config or '*'}/*/{commit}"))
+    found = {}
+    for path in sorted(home.glob(f"*/*/{commit}"), key=lambda path: len(path.parts[-3])):
+        known = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))["config_name"]
+        if config in (None, known):
+            found[known] = path  # the longer name has our settings in it
     if len(found) != 1:
-        parts = ", ".join(path.parts[-3] for path in found) or "none of this commit"
         raise OSError(
             f"load_data({name!r}, config={config!r}): the Hub cannot be asked, and of what was "
-            f"loaded before there is {parts}; choose one with `config`, or try again later"
+            f"loaded before there is {', '.join(found) or 'none of this commit'}; choose one with "
+            "`config`, or try again later"
         )
-    part, version, _ = found[0].parts[-3:]
+    (path,) = found.values()
+    part, version, _ = path.parts[-3:]
     return Cache(dataset_name=own, config_name=part, version=version, hash=commit, repo_id=name)
 
 
-def _with_names(table: Dataset) -> Dataset:
-    """Turn labels and tags given as strings into numbers with names, and paths into images."""
-    features: dict[str, Any] = table.features
-    strings = Value("string"), Value("large_string")  # pandas 3 writes the latter
-    if features.get("label") in strings:
-        table = table.class_encode_column("label")
-    if features.get("ner_tags") in [List(value) for value in strings]:
-        names = sorted({tag for row in table["ner_tags"] for tag in row})
-        names = ["O", *(tag for tag in names if tag != "O")]
-        table = table.cast_column("ner_tags", List(ClassLabel(names=names)))
-    if features.get("image") == Value("large_string"):  # which older versions cannot decode
-        table = table.cast_column("image", Value("string"))
-    if features.get("image") in (*strings, Value("binary")):
-        table = table.cast_column("image", Image())
-    return table
+def _reason(error: BaseException) -> str:
+    """Say what kept `datasets` from reading, and what to do."""
+    deeper = error.__cause__ if "occurred while generating" in str(error) else None
+    reason = " ".join(str(deeper or error).split())[:300].rstrip(".")
+    if "scripts are no longer supported" in reason:
+        return _PARQUET
+    return f"{reason}. Check the name, split and (where the data set has several parts) `config`"
