@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -339,7 +340,9 @@ def adapter(base, name, folder, *, head=False, tokenizer=False, revision=None, *
 )  # fmt: skip
 def test_an_adapter_is_merged_into_its_base(tiny, tmp_path, settings):
     known = adapter(tiny("bert"), tiny("bert"), tmp_path, **settings)
-    found, plain = load(tmp_path), load(tiny("bert"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, plain = load(tmp_path), load(tiny("bert"))
     got = states(found.model, found.processor)
     assert type(found.model) is type(plain.model) is tf.BertModel
     torch.testing.assert_close(got, states(known, plain.processor), atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, LoraModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -28,15 +28,18 @@ def merged(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise Refusal("its adapter holds NaN or infinite weights")
     config = read_json(folder / "adapter_config.json")
     settings: dict[str, Any] = {key: config[key] for key in _SETTINGS if key in config}
-    adapted: Any = get_peft_model(model, LoraConfig(**settings))
+    adapted: Any = LoraModel(model, LoraConfig(**settings), "default")
     # Trained below a head, the base stands under its prefix: "bert.encoder.…".
-    start, prefix = "base_model.model.", f"base_model.model.{model.base_model_prefix}."
-    if not hasattr(model, model.base_model_prefix):
-        weights = {key.replace(prefix, start): value for key, value in weights.items()}
-    # What begins otherwise belongs to the head, which has no part in the hidden states.
-    parts = {f"{start}{name}" for name, _ in model.named_children()}
+    below = model.base_model_prefix
+    start = "base_model.model." + (f"{below}." if not hasattr(model, below) else "")
+    short = {
+        key.removeprefix(start).removeprefix("base_model.model."): value
+        for key, value in weights.items()
+    }
+    # What is no part of the base belongs to the head, and has no part in the hidden states.
+    parts = {name for name, _ in model.named_children()}
     weights = {
-        key: value for key, value in weights.items() if ".".join(key.split(".")[:3]) in parts
+        f"model.{key}": value for key, value in short.items() if key.partition(".")[0] in parts
     }
     result: Any = set_peft_model_state_dict(adapted, weights)
     lost = [key for key in result.missing_keys if "lora_" in key and "pooler" not in key]

@@ -155,15 +155,6 @@ def load(
     return Loaded(model, processor, said, place.commit)
 
 
-def load_model(
-    name: str | os.PathLike[str], *, dtype: str, device: torch.device, revision: str | None = None
-) -> PreTrainedModel:
-    """Load a model without its preprocessor; see `load`."""
-    return load(
-        name, kind="text", dtype=dtype, device=device, processor=False, revision=revision
-    ).model
-
-
 def load_tokenizer(name: str | os.PathLike[str], *, revision: str | None = None) -> Any:
     """Load the tokenizer that belongs to a model.
 
