@@ -584,12 +584,21 @@ def test_pickles_hold_neither_process_nor_token(tiny):
     tokenizer = tf.AutoTokenizer.from_pretrained(tiny("bert"))
     encoder = ek.TextEncoder(model, processor=tokenizer)
     before = Hasher.hash(encoder)
-    encoder._process, encoder._parts = os.getpid() + 1, 4
+    encoder._process, encoder._memory._parts = os.getpid() + 1, 4
     assert Hasher.hash(encoder) == before
     again = pickle.loads(pickle.dumps(encoder))
-    assert (again._process, again._parts) == (os.getpid(), 1)
+    assert (again._process, again._memory._parts) == (os.getpid(), 1)
     secret = ek.TextEncoder(tiny("bert"), token="hf_secret")
     assert b"hf_secret" not in pickle.dumps(secret) and "hf_secret" not in repr(secret)
+
+
+def test_a_copy_reads_the_commit_that_the_first_one_read(tiny):
+    encoder = ek.TextEncoder(tiny("bert"), revision="main")
+    before = Hasher.hash(encoder)
+    encoder.commit = "0" * 40  # as of a Hub id whose branch has moved on since
+    assert Hasher.hash(encoder) != before
+    _, (_, _, settings, *_) = encoder.__reduce__()
+    assert settings["revision"] == encoder.commit
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +20,11 @@ from embedkit.encoders._forward import (
     call,
     reading,
 )
-from embedkit.encoders._inputs import OnError, warn
+from embedkit.encoders._inputs import OnError
 from embedkit.encoders._machine import (
     Device,
+    Memory,
     chosen_device,
-    is_out_of_memory,
     work_alone_after_fork,
 )
 from embedkit.encoders._pickling import Pickled
@@ -122,8 +122,7 @@ class Encoder(Pickled, ABC):
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         work_alone_after_fork()
-        self._process = os.getpid()
-        self._parts = 1  # into how many a batch is cut, because memory did not suffice for it all
+        self._process, self._memory = os.getpid(), Memory()
         self._layers = Layers(type(self).__name__, layers, combine, final_norm)
         if dim is not None and (not isinstance(dim, int | np.integer) or dim < 1):
             raise ValueError(
@@ -302,32 +301,6 @@ class Encoder(Pickled, ABC):
         if self.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=-1)
         return vectors.cpu().numpy()
-
-    def _in_parts(self, rows: Any, run: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-        """Run rows as one batch or, where memory is too small for it, in parts; say so once."""
-        size, start = -(-len(rows) // self._parts), 0
-        while start < len(rows):
-            part = rows[start : start + size]
-            try:
-                result = run(part)
-            except RuntimeError as error:
-                if len(part) == 1 or not is_out_of_memory(error):
-                    raise
-                result = None
-            # Not in the handler: there the error still holds on to the batch.
-            if result is not None:
-                yield part, result
-                start += len(part)
-                continue
-            if self._parts == 1:
-                warn(
-                    f"{self.device} has too little memory for a batch of {len(part)}; going on "
-                    "with half of it and, where needed, less. The vectors are the same"
-                )
-            self._parts *= 2
-            size = -(-len(part) // 2)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
 
     def _room_for(self, rows: int, out: NDArray[Any] | None) -> NDArray[Any]:
         """Make room for the vectors, or check the array that was given."""

@@ -1,12 +1,14 @@
 """The machine an encoder runs on: its device, its memory, its processes, and a progress bar."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+
+from embedkit.encoders._inputs import warn
 
 Device = str | int | torch.device
 
@@ -52,3 +54,41 @@ def progress_bar(total: int, unit: str, show: bool | None) -> Iterator[Any]:
         leave=bool(show),
     ) as bar:
         yield bar
+
+
+class Memory:
+    """How large a batch may be, learned from the batches that were too large for the memory."""
+
+    def __init__(self) -> None:
+        self._parts = 1
+
+    def in_parts(
+        self, rows: Any, run: Callable[[Any], Any], device: torch.device
+    ) -> Iterator[tuple[Any, Any]]:
+        """Run rows as one batch or, where memory is too small for it, in parts; say so once.
+
+        Yields the rows of a part and what `run` made of them.
+        """
+        size, start = -(-len(rows) // self._parts), 0
+        while start < len(rows):
+            part = rows[start : start + size]
+            try:
+                result = run(part)
+            except RuntimeError as error:
+                if len(part) == 1 or not is_out_of_memory(error):
+                    raise
+                result = None
+            # Not in the handler: there the error still holds on to the batch.
+            if result is not None:
+                yield part, result
+                start += len(part)
+                continue
+            if self._parts == 1:
+                warn(
+                    f"{device} has too little memory for a batch of {len(part)}; going on with "
+                    "half of it and, where needed, less. The vectors are the same"
+                )
+            self._parts *= 2
+            size = -(-len(part) // 2)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()

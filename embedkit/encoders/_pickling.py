@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from embedkit.encoders._machine import work_alone_after_fork
+from embedkit.encoders._machine import Memory, work_alone_after_fork
 from embedkit.loading import models
 
 
@@ -33,7 +33,7 @@ class Pickled:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle settings where there is a name to load from, and everything where there is not."""
         if isinstance(self._given, PreTrainedModel):
-            own = {"_process", "_parts"}  # of this process alone
+            own = {"_process", "_memory"}  # of this process alone
             state = {name: value for name, value in self.__dict__.items() if name not in own}
             return _restore, (type(self), state)
         settings = {name: value for name, value in self._settings.items() if name != "token"}
@@ -56,5 +56,5 @@ def _rebuild(kind: Any, name: str, settings: dict[str, Any], facts: dict[str, An
 def _restore(kind: Any, state: dict[str, Any]) -> Any:
     work_alone_after_fork()
     encoder: Any = object.__new__(kind)
-    encoder.__dict__.update(state, _process=os.getpid(), _parts=1)
+    encoder.__dict__.update(state, _process=os.getpid(), _memory=Memory())
     return encoder

@@ -110,7 +110,8 @@ class TensorEncoder(Encoder):
             for batch in by_shape(
                 readable, self._shape, _size, most=_NUMBERS, waiting=_WAITING, batch_size=batch_size
             ):
-                for part, vectors in self._in_parts(batch, self._embed_part):
+                parts = self._memory.in_parts(batch, self._embed_part, self.device)
+                for part, vectors in parts:
                     out[[row for row, _ in part]] = vectors
                     bar.update(len(part))
             bar.update(len(faults.rows))

@@ -220,7 +220,7 @@ class TokenEncoder(Encoder):
             batch_size=batch_size,
             equal=facts.get("equal_lengths", False),
         ):
-            for rows, (hidden, mask) in self._in_parts(batch, run):
+            for rows, (hidden, mask) in self._memory.in_parts(batch, run, self.device):
                 yield rows, hidden, mask
 
     def _warn_cut(self, rows: Sequence[Any], total: int) -> None:
