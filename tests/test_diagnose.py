@@ -147,6 +147,16 @@ def test_who_chose_the_pooling_is_said(tiny):
     assert default.value.startswith("cls (") and default.verdict == "look"
 
 
+def test_what_the_repository_says_is_told_and_what_departs_from_it():
+    minilm = ek.diagnose(ek.TextEncoder(MINILM))
+    assert (minilm["pooling"].value, minilm["pooling"].verdict) == ("mean (its repository)", "ok")
+    assert (minilm["normalize"].value, minilm["normalize"].verdict) == ("True", "ok")
+    other = ek.diagnose(ek.TextEncoder(MINILM, pooling="cls"))
+    assert (other["pooling"].value, other["pooling"].verdict) == ("cls (you chose it)", "look")
+    assert "'mean'" in other["pooling"].advice
+    assert other["normalize"].verdict == "look"
+
+
 # Tokens
 
 
