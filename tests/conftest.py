@@ -224,6 +224,7 @@ def pytest_unconfigure() -> None:
 # What was done to it on purpose, and how it went: (sort, what) → names of the tests
 _tried: dict[tuple[str, str], list[str]] = {}
 _lost: list[str] = []
+_architectures: list[str] = []  # how each went: right, refused, wrong, unclear
 
 
 @pytest.hookimpl(wrapper=True)
@@ -241,6 +242,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Count what was tried, in the one process that gets the reports of all workers."""
     for sort, found in report.user_properties:
+        if sort == "architecture" and report.when == "call":
+            _architectures.append(found)
         if sort not in ("fault", "bad_input"):
             continue
         if report.failed:
@@ -266,6 +269,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what was tried, by kind, and the sum."""
+    _print_faults(terminalreporter)
+    if _architectures:
+        right, refused = _architectures.count("right"), _architectures.count("refused")
+        wrong = len(_architectures) - right - refused
+        terminalreporter.write_line(
+            f"architectures: {right} right, {refused} refused, {wrong} wrong"
+        )
+
+
+def _print_faults(terminalreporter: Any) -> None:
     if not _tried and not _lost:
         return
     terminalreporter.section("faults and wrong inputs, tried on purpose")
