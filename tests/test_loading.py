@@ -285,6 +285,12 @@ def test_dense_layers_are_those_of_sentence_transformers(copied, tmp_path, activ
     np.testing.assert_allclose(vectors, known.encode(texts), atol=1e-6)
 
 
+def test_a_model_of_two_towers_loads_with_its_tokenizer(tiny, tmp_path):
+    folder = Path(shutil.copytree(tiny("clip"), tmp_path / "model"))
+    tf.AutoTokenizer.from_pretrained(tiny("bert")).save_pretrained(folder)
+    assert load(folder).model.config.model_type == "clip"
+
+
 # Encoders of T5 alone
 
 

@@ -100,7 +100,10 @@ def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
 
 def check_vocabulary(tokenizer: Any, model: PreTrainedModel) -> None:
     """Refuse a tokenizer whose ids run past the model's table of tokens."""
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of two towers, which has the table is not said
+        return
     size = getattr(tokenizer, "vocab_size", None)
     if isinstance(rows, int) and isinstance(size, int) and size > rows:
         raise files.Refusal(
