@@ -9,8 +9,10 @@ after whatever has ended it: rows whose ids stand in the output are left out.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import posixpath
 import re
 import sys
 import uuid
@@ -36,7 +38,11 @@ from ray.data.block import BlockAccessor
 import embedkit as ek
 
 ENCODERS = {"text": "TextEncoder", "image": "ImageEncoder"}
-DRAFTS = "_unfinished"  # who reads a folder of Parquet passes over names that begin so
+DRAFTS = "_unfinished"  # readers of a folder of Parquet pass over names that begin so
+# What this job calls its files: by a run and a task, and drafts by a run and a number.
+PART, DRAFT = re.compile(r"[0-9a-f]{8}-\d{6}\.parquet"), re.compile(r"[0-9a-f]{8}/[0-9a-f]{32}")
+# The files of a model's folder that its vectors depend on.
+FILES = (".safetensors", ".json", ".txt", ".model")
 STORED = {"float32": pa.float32(), "float16": pa.float16()}
 
 
@@ -44,21 +50,57 @@ class Folder:
     """Parquet files in a folder, on a disk or at an address such as ``s3://…``."""
 
     def __init__(self, name: str) -> None:
-        uri = name if "://" in name else Path(name).absolute().as_uri()
+        # Links and `..` are followed, so that two names of one folder are seen to be one.
+        uri = name if "://" in name else Path(name).resolve().as_uri()
         self.name, (self.files, self.path) = name, pafs.FileSystem.from_uri(uri)
+        self.path = posixpath.normpath(self.path)
 
-    def parts(self) -> list[str]:
-        """List the files that are whole, and put aside those that are not."""
-        found = self.files.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
-        whole = []
-        for path in sorted(info.path for info in found if info.path.endswith(".parquet")):
+    def overlaps(self, other: "Folder") -> bool:
+        """Say whether one of two folders is the other, or lies in it."""
+        pair = f"{self.path}/", f"{other.path}/"
+        return self.files.type_name == other.files.type_name and (
+            pair[0].startswith(pair[1]) or pair[1].startswith(pair[0])
+        )
+
+    def contents(self, path: str = "") -> list[str]:
+        """List the files of a folder, and of those in it if it has a name."""
+        where = pafs.FileSelector(
+            posixpath.join(self.path, path), recursive=bool(path), allow_not_found=True
+        )
+        files = self.files.get_file_info(where)
+        return sorted(info.path for info in files if info.type == pafs.FileType.File)
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """List the files that are whole, each with what it was made by; stop at a stranger's."""
+        whole = {}
+        for path in self.contents():
+            if not path.endswith(".parquet"):
+                continue
             try:
-                pq.read_schema(path, filesystem=self.files)
-                whole.append(path)
+                found = pq.read_schema(path, filesystem=self.files).metadata or {}
             except pa.ArrowInvalid:
+                if not PART.fullmatch(posixpath.basename(path)):
+                    self._stop_at(path)
+                continue
+            if b"embedkit" not in found:
+                self._stop_at(path)
+            whole[path] = json.loads(found[b"embedkit"])
+        for path in self.contents(DRAFTS):
+            if not DRAFT.fullmatch(path.removeprefix(f"{self.path}/{DRAFTS}/")):
+                self._stop_at(path)
+        return whole
+
+    def clean(self) -> None:
+        """Throw drafts away, and put aside parts that are not whole; call `parts` before."""
+        if self.files.get_file_info(f"{self.path}/{DRAFTS}").type == pafs.FileType.Directory:
+            self.files.delete_dir(f"{self.path}/{DRAFTS}")
+        for path in {*self.contents()} - {*self.parts()}:
+            if path.endswith(".parquet"):
                 self.files.move(path, f"{path}.unreadable")
                 print(f"{path} is not whole: put aside as {Path(path).name}.unreadable")
-        return whole
+
+    def _stop_at(self, path: str) -> None:
+        sys.exit(f"{path} was not written by this job: name another folder, or move the file away")
 
     def ids(self, paths: str | list[str], column: str) -> pa.Array:
         """Read the ids, and stop if they cannot tell rows apart."""
@@ -119,71 +161,78 @@ def not_among(batch: pa.Table, column: str, done: ray.ObjectRef) -> pa.Table:
     return batch.filter(pc.invert(pc.is_in(batch[column], value_set=ray.get(done))))
 
 
-def revision_of(kind: str, settings: dict[str, Any]) -> str | None:
-    """Make an encoder as a worker will, and say which commit of the Hub it is from."""
-    return getattr(getattr(ek, kind)(**settings).model.config, "_commit_hash", None)
+def origin_of(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Make an encoder as a worker will; give its commit of the Hub, or a digest of its folder."""
+    commit = getattr(getattr(ek, kind)(**settings).model.config, "_commit_hash", None)
+    digest, folder = hashlib.sha256(), Path(settings["model"])
+    paths = [path for path in folder.rglob("*") if path.suffix in FILES] if folder.is_dir() else []
+    for path in sorted(paths):
+        with open(path, "rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + content)
+    return {"revision": commit, "files": digest.hexdigest() if paths else None}
 
 
-def same(before: dict[str, Any], now: dict[str, Any], where: str) -> None:
+def same(parts: dict[str, dict[str, Any]], now: dict[str, Any]) -> None:
     """Stop if vectors of two kinds would stand in one folder."""
-    for name, value in now.items():
-        if before.get(name) != value:
-            sys.exit(
-                f"{where} holds vectors made with {name} {before.get(name)!r}, and now it is "
-                f"{value!r}: name another folder, or give the settings of before"
-            )
+    for path, before in parts.items():
+        for name, value in now.items():
+            if before.get(name) != value:
+                sys.exit(
+                    f"{path} holds vectors made with {name} {before.get(name)!r}, and now it is "
+                    f"{value!r}: name another folder, or give the settings of before"
+                )
 
 
 def embed(args: argparse.Namespace) -> None:
     """Embed the rows that are not embedded yet."""
     source, out = Folder(args.input), Folder(args.output)
-    if source.path == out.path:
-        sys.exit(f"{args.output} is the input; name another folder for the vectors")
+    if source.overlaps(out):
+        sys.exit(
+            f"{args.output} is the input, holds it or lies in it; name another folder for the "
+            "vectors"
+        )
     ids = source.ids(source.path, args.id)
-    # From here on no run before this one can finish a file.
-    if out.files.get_file_info(f"{out.path}/{DRAFTS}").type == pafs.FileType.Directory:
-        out.files.delete_dir(f"{out.path}/{DRAFTS}")
-    parts = out.parts()
-    done = out.ids(parts, args.id).cast(ids.type) if parts else ids[:0]
-    left = pc.sum(pc.invert(pc.is_in(ids, value_set=done))).as_py() or 0
-    print(f"{args.input}: {len(ids):,} rows, {len(ids) - left:,} of them done before", flush=True)
-
+    columns = pads.dataset(source.path, filesystem=source.files, format="parquet").schema.names
+    if args.column not in columns:
+        sys.exit(f"{args.input}: no column {args.column!r}; choose from {', '.join(columns)}")
     kind = ENCODERS[args.encoder]
     settings = {"model": args.model, "layers": args.layers, "dtype": args.dtype}
     settings["pooling"] = args.pooling or {"text": "cls", "image": "mean"}[args.encoder]
     made_by = {"encoder": kind, "column": args.column, **settings, "stored": args.store}
-    found = pq.read_schema(parts[0], filesystem=out.files).metadata if parts else None
-    before = json.loads((found or {}).get(b"embedkit", "{}"))
-    if parts:
-        same(before, made_by, args.output)
-    if left:
-        settings["revision"] = args.revision or before.get("revision")
-        settings["revision"] = start(args, kind, settings)
-        if before:
-            same(before, {"revision": settings["revision"]}, args.output)
-        run(
-            args,
-            source,
-            done,
-            kind,
-            settings,
-            PartFiles(out, args.id, args.store, made_by | settings),
-        )
     parts = out.parts()
-    written = out.ids(parts, args.id)
+    same(parts, made_by)
+    # From here on no run before this one can finish a file.
+    out.clean()
+    parts = out.parts()
+    same(parts, made_by)
+    done = out.ids([*parts], args.id).cast(ids.type) if parts else ids[:0]
+    left = pc.sum(pc.invert(pc.is_in(ids, value_set=done))).as_py() or 0
+    print(f"{args.input}: {len(ids):,} rows, {len(ids) - left:,} of them done before", flush=True)
+
+    if left:
+        before = next(iter(parts.values()), {})
+        settings["revision"] = args.revision or before.get("revision")
+        origin = start(args, kind, settings)
+        same(parts, origin)
+        settings["revision"] = origin["revision"]
+        sink = PartFiles(out, args.id, args.store, made_by | origin)
+        run(args, source, done, kind, settings, sink)
+    parts = out.parts()
+    written = out.ids([*parts], args.id)
     missing = len(ids) - pc.sum(pc.is_in(ids, value_set=written.cast(ids.type))).as_py()
     if missing:
         sys.exit(f"{args.output}: {missing:,} rows of {args.input} are missing")
     print(f"{args.output}: {len(written):,} vectors in {len(parts):,} files, each id once")
 
 
-def start(args: argparse.Namespace, kind: str, settings: dict[str, Any]) -> str | None:
+def start(args: argparse.Namespace, kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Join a cluster or start one, and try the settings on one of its workers."""
     if args.address:
         ray.init(address=args.address)
     else:
         start_here(args)
-    trial = ray.remote(num_cpus=args.cpus, num_gpus=args.gpus, max_retries=0)(revision_of)
+    trial = ray.remote(num_cpus=args.cpus, num_gpus=args.gpus, max_retries=0)(origin_of)
     try:
         return ray.get(trial.remote(kind, settings))
     except ray.exceptions.RayTaskError as error:
@@ -246,6 +295,13 @@ def run(
         sys.exit(f"a worker stopped: {causes[0] if causes else error}")
 
 
+def at_least_1(given: str) -> int:
+    """Read a whole number of the command line."""
+    if not given.isascii() or not given.isdecimal() or int(given) < 1:
+        raise argparse.ArgumentTypeError(f"{given!r}: give a whole number of 1 or more")
+    return int(given)
+
+
 def main() -> None:
     """Read the command line and embed."""
     parser = argparse.ArgumentParser(
@@ -265,12 +321,19 @@ def main() -> None:
     add("--store", choices=STORED, default="float32", help="as what the numbers are written")
     add("--column", help="the column to embed; by default 'text' or 'image'")
     add("--id", default="id", help="the column that tells rows apart")
-    add("--batch-size", type=int, default=10_000, help="rows a worker takes, and rows of a file")
-    add("--workers", type=int, default=2, help="each loads the model once")
-    add("--cpus", type=int, default=1, help="of each worker: its threads")
+    add(
+        "--batch-size",
+        type=at_least_1,
+        default=10_000,
+        help="rows a worker takes, and rows of a file",
+    )
+    add("--workers", type=at_least_1, default=2, help="each loads the model once")
+    add("--cpus", type=at_least_1, default=1, help="of each worker: its threads")
     add("--gpus", type=float, default=0, help="of each worker; 0.5 lets two share one")
     add("--address", help="of a running cluster: 'auto' on one of its machines")
     args = parser.parse_args()
+    if not 0 <= args.gpus < float("inf"):
+        parser.error(f"argument --gpus: {args.gpus}: give 0 or more")
     args.column = args.column or args.encoder
     embed(args)
 

@@ -1,6 +1,7 @@
 """Ray: encoders as they are on its workers, and the job that ends whatever is killed."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -170,6 +171,29 @@ def start(table, out, model, cluster, *more):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run the job in this process until it stops, which has to be before Ray starts."""
+    spec = importlib.util.spec_from_file_location("embed_on_ray", SCRIPT)
+    job = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(job)
+
+    def never(*_, **__):
+        raise AssertionError("Ray was started")
+
+    def run(table, out, model, *more):
+        command = [SCRIPT, table, out, "--model", model, "--pooling", "mean"]
+        command += ["--id", "name", "--column", "body", *more]
+        monkeypatch.setattr(sys, "argv", [str(each) for each in command])
+        monkeypatch.setattr(ray, "init", never)
+        with pytest.raises(SystemExit) as stopped:
+            job.main()
+        assert stopped.value.code not in (0, None)
+        return f"{stopped.value.code} {capsys.readouterr().err}"
+
+    return run
+
+
 def finish(job):
     said, _ = job.communicate(timeout=240)
     assert job.returncode == 0, said
@@ -230,14 +254,14 @@ def test_a_killed_job_is_taken_up_where_it_was(tiny, texts, table, tmp_path):
             agent.kill()
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 2 <= len(before) < ROWS // BLOCK
-    half = out / "half.parquet"  # as a run that did not rename would leave it
+    half = out / "0badf00d-000000.parquet"  # as a run that did not rename would leave it
     half.write_bytes(next(iter(before)).read_bytes()[:-20])
 
     said = finish(start(table, out, model, None))
     assert f"{BLOCK * len(before)} of them done before" in said
-    assert "half.parquet is not whole" in said
+    assert f"{half.name} is not whole" in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    (out / "half.parquet.unreadable").unlink()
+    half.with_name(f"{half.name}.unreadable").unlink()
     check(out, ek.TextEncoder(model, pooling="mean"), texts)
 
     said = finish(start(table, out, model, "127.0.0.1:1"))  # it needs no cluster any more
@@ -267,6 +291,7 @@ def test_others_can_read_it(cluster, tiny, texts, table, tmp_path):
     schema = pq.read_schema(next(out.glob("*.parquet")))
     assert schema.field("embedding").type == pa.list_(pa.float16(), 32)
     made_by = json.loads(schema.metadata[b"embedkit"])
+    assert re.fullmatch("[0-9a-f]{64}", made_by.pop("files"))  # a digest of the model's folder
     assert made_by == {
         "encoder": "TextEncoder",
         "model": tiny("bert"),
@@ -300,23 +325,120 @@ def test_others_can_read_it(cluster, tiny, texts, table, tmp_path):
         ({"named": ["a", "b", "c"]}, "no column 'name' can be read"),
     ],
 )
-def test_ids_that_tell_nothing_apart_are_refused(tiny, tmp_path, change, complaint):
+def test_ids_that_tell_nothing_apart_are_refused(refused, tiny, tmp_path, change, complaint):
     pq.write_table(pa.table({**change, "body": ["x", "y", "z"]}), tmp_path / "in.parquet")
-    job = start(tmp_path / "in.parquet", tmp_path / "out", tiny("bert"), None)
-    assert complaint in job.communicate(timeout=60)[0]
-    assert job.returncode == 1
+    assert complaint in refused(tmp_path / "in.parquet", tmp_path / "out", tiny("bert"))
 
 
-def test_vectors_of_two_kinds_do_not_mix(cluster, tiny, table, tmp_path):
+def part(path, **made_by):
+    """Write a part as the job does."""
+    table = pa.table({"name": ["row 1"], "embedding": [[0.0] * 32]})
+    pq.write_table(table.replace_schema_metadata({"embedkit": json.dumps(made_by)}), path)
+
+
+def made_with(folder, **changed):
+    settings = {"encoder": "TextEncoder", "column": "body", "model": folder, "layers": -1}
+    return {**settings, "dtype": "float32", "pooling": "mean", "stored": "float32", **changed}
+
+
+@pytest.mark.bad_input("job")
+@pytest.mark.parametrize("changed", [{"pooling": "cls"}, {"model": "other"}, {"layers": [1]}])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_vectors_of_two_kinds_do_not_mix(refused, tiny, table, tmp_path, changed, place):
+    """Every part is looked at."""
     out = tmp_path / "out"
     out.mkdir()
-    some = pa.table({"name": ["row 1"], "embedding": [[0.0] * 32]})
-    kind = {"encoder": "TextEncoder", "model": tiny("bert"), "pooling": "cls"}
-    some = some.replace_schema_metadata({"embedkit": json.dumps(kind)})
-    pq.write_table(some, out / "0.parquet")
-    job = start(table, out, tiny("bert"), cluster, "--dtype", "float32")
-    said, _ = job.communicate(timeout=60)
-    assert job.returncode == 1 and "holds vectors made with" in said
+    for number in range(3):
+        kind = made_with(tiny("bert"), **(changed if number == place else {}))
+        part(out / f"0badf00d-00000{number}.parquet", **kind)
+    said = refused(table, out, tiny("bert"))
+    assert f"0badf00d-00000{place}.parquet holds vectors made with" in said
+
+
+@pytest.mark.bad_input("job")
+def test_new_weights_in_the_folder_of_the_model_do_not_mix_with_old_ones(
+    cluster, tiny, table, tmp_path
+):
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny("bert"), model)
+    finish(start(table, out, model, cluster, "--workers", "1"))
+    parts = sorted(out.glob("*.parquet"))
+    parts[0].unlink()  # so that there is something left to do
+    weights = model / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    job = start(table, out, model, cluster, "--workers", "1")
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 1 and "holds vectors made with files" in said
+    assert sorted(out.glob("*.parquet")) == parts[1:]
+
+
+STRANGERS = {
+    "a draft": "_unfinished/notes.txt",
+    "a draft in a folder": "_unfinished/0badf00d/chapter",
+    "a table": "table.parquet",
+    "a broken table": "broken.parquet",
+}
+
+
+@pytest.mark.bad_input("job")
+@pytest.mark.parametrize("name", STRANGERS.values(), ids=STRANGERS)
+def test_files_of_others_stay_as_they_are(refused, tiny, table, tmp_path, name):
+    out = tmp_path / "out"
+    ours = out / "_unfinished" / "0badf00d" / ("0" * 32)
+    for path in (ours, out / name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
+    if name == "table.parquet":
+        pq.write_table(pa.table({"name": ["a"], "embedding": [[0.0]]}), out / name)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    said = refused(table, out, tiny("bert"))
+    assert f"{name} was not written by this job" in said
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.bad_input("job")
+@pytest.mark.parametrize("way", ["itself", "within", "around", "by ..", "by a link", "file"])
+def test_nothing_is_written_beside_the_input(refused, tiny, table, tmp_path, way):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    table.rename(folder / "in.parquet")
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    source = folder / "in.parquet" if way == "file" else folder
+    out = {
+        "itself": folder, "within": folder / "vectors", "around": tmp_path, "file": folder,
+        "by ..": tmp_path / "other" / ".." / "texts", "by a link": tmp_path / "link" / "vectors",
+    }[way]  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    assert "is the input, holds it or lies in it" in refused(source, out, tiny("bert"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.bad_input("job")
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        (("--workers", "0"), "--workers: '0': give a whole number of 1 or more"),
+        (("--workers", "two"), "--workers: 'two': give a whole number"),
+        (("--batch-size", "-5"), "--batch-size: '-5': give a whole number"),
+        (("--batch-size", "1.5"), "--batch-size: '1.5': give a whole number"),
+        (("--cpus", "0"), "--cpus: '0': give a whole number"),
+        (("--gpus", "-1"), "--gpus: -1.0: give 0 or more"),
+        (("--gpus", "nan"), "--gpus: nan: give 0 or more"),
+        (("--column", "boby"), "no column 'boby'; choose from name, body, other"),
+        (("--id", "nmae"), "no column 'nmae' can be read"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_ray_has_started(
+    refused, tiny, table, tmp_path, setting, complaint
+):
+    out = tmp_path / "out"
+    ours = out / "_unfinished" / "0badf00d" / ("0" * 32)
+    ours.parent.mkdir(parents=True)
+    ours.write_bytes(b"a draft of before")
+    assert complaint in refused(table, out, tiny("bert"), *setting)
+    assert ours.exists()
 
 
 def test_a_row_that_is_no_text_is_told_in_one_sentence(cluster, tiny, tmp_path):

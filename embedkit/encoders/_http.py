@@ -19,6 +19,8 @@ import numpy as np
 import openai
 from numpy.typing import NDArray
 
+# The client insists on a key, where a server on this machine needs none.
+_NO_KEY = "none"
 # OpenAI's client tries twice by itself; a limit of requests a minute needs more patience than that.
 _RETRIES = 6
 # All tries of a request together take this many timeouts at most.
@@ -185,7 +187,8 @@ class Server:
         else:
             reason = str(error) or type(error).__name__
         # The key is replaced before the rest is cut, or half of it might stay.
-        key = self.connect().api_key or "[key]"
+        key = self.connect().api_key
+        key = "[key]" if key in ("", _NO_KEY) else key
         said, hint = (plain(each.replace(key, "[key]"))[:400] for each in (reason, hint or ""))
         return f"{said}; {hint}" if hint else said
 
@@ -236,7 +239,7 @@ def _api_key(*, needed: bool) -> str:
     """Take the key from the environment, or ask a person for it; never show it."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key and not needed:
-        return "none"  # the client insists on one
+        return _NO_KEY
     if not key and _can_ask():
         try:
             key = getpass.getpass("API key (not shown, not kept): ").strip()
