@@ -255,6 +255,8 @@ def main() -> None:
         f"{memory[0]:.0f} MiB at first, {max(memory):.0f} at most, {memory[-1]:.0f} at the end, "
         f"and {files} files; its log has {len(written):,} letters."
     )
+    tenths = [memory[len(memory) * part // 10] for part in range(10)]
+    print(f"Memory in ten parts of the time, MiB: {', '.join(f'{m:.0f}' for m in tenths)}.")
     if faults:
         sys.exit("\n".join(faults))
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from embedkit._reader import Answer, Reader, Refusal, too_long
-from embedkit.encoders.api import MAX_INPUTS, api_text_fault
+from embedkit.encoders.api import MAX_INPUTS, MAX_TOKENS, api_text_fault
 from embedkit.encoders.text import TextEncoder
 
 # The most that is read of one request, and held of all, before OpenAI's limits can be checked.
@@ -53,16 +53,15 @@ class Endpoint:
         self.reader = Reader(encoder)
         self._dim, self._name, self._api_key, self._hosts = encoder.dim, name, api_key, hosts
         self._longest, self._held = encoder.max_length, 0
-        pooling = getattr(encoder, "pooling", None)
         self._card = {
             "id": name,
             "object": "model",
             "created": int(time.time()),
             "owned_by": "you",
             "dim": encoder.dim,
-            "pooling": pooling if isinstance(pooling, str) else getattr(pooling, "__name__", None),
+            "pooling": getattr(encoder.pooling, "__name__", encoder.pooling),
             "normalized": True,
-            "commit": getattr(encoder, "commit", None),
+            "commit": encoder.commit,
             "fingerprint": fingerprint_of(encoder),
         }
 
@@ -166,6 +165,8 @@ class Endpoint:
                         raise too_large
                     if self._held > _MAX_HELD:
                         raise Refusal("too much arrives at the same time; try again", 503)
+            if body.count(b"{") + body.count(b"[") > MAX_TOKENS:
+                raise Refusal("the body of the request has more brackets than texts can have")
             asked = json.loads(body)
         except TimeoutError as error:
             raise Refusal("the request did not arrive in time", 408) from error

@@ -14,9 +14,9 @@ from embedkit.encoders.api import MAX_TOKENS
 from embedkit.encoders.text import TextEncoder
 
 # What is tokenised at a time, and how long the model should read before others have their turn.
-_LETTERS_AT_ONCE = 50_000
+_LETTERS_AT_ONCE = 20_000
 _SECONDS_AT_ONCE = 0.3
-_FEWEST_TOKENS = 512
+_FEWEST_TOKENS = 128
 
 
 class Refusal(Exception):
@@ -78,6 +78,8 @@ class Reader:
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
+        published = encoder.published  # what it puts before every text has tokens too
+        self._before = published.prompts.get(published.default_prompt or "", "")
         self._jobs: list[_Job] = []
         self._stopped = False
         self._changed = threading.Condition()
@@ -130,7 +132,8 @@ class Reader:
             stop += 1
         if start == stop:
             return
-        ids = self._encoder.processor(job.texts[start:stop], verbose=False)["input_ids"]
+        texts = [self._before + text for text in job.texts[start:stop]]
+        ids = self._encoder.processor(texts, verbose=False)["input_ids"]
         job.lengths += map(len, ids)
         longest = self._encoder.max_length
         for row in range(start, stop):

@@ -32,7 +32,7 @@ _MAX_CONNECTIONS = 128
 
 def _name_of(model: str | os.PathLike[str] | TextEncoder) -> str:
     """Name a model without a path of this machine."""
-    name = model.name if isinstance(model, TextEncoder) else os.fspath(model)
+    name = os.fspath(model.name if isinstance(model, TextEncoder) else model)
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
@@ -49,7 +49,7 @@ def serve(
     Parameters
     ----------
     model : str, path or TextEncoder
-        A bundled name, a folder or a Hub id, which is read with ``pooling="mean"``; or an encoder
+        A bundled name, a folder or a Hub id, which is read as its authors meant; or an encoder
         of yours, as it is. Every vector is scaled to length 1, as OpenAI's are.
     port : int
         Where to listen; 0 takes a port that is free.
@@ -109,7 +109,7 @@ def _running(
             "for a free one"
         ) from error
     with listening:
-        encoder = model if isinstance(model, TextEncoder) else TextEncoder(model, pooling="mean")
+        encoder = model if isinstance(model, TextEncoder) else TextEncoder(model)
         hosts = {"localhost", "127.0.0.1", "::1", host} if _is_loopback(host) else None
         endpoint = Endpoint(encoder, _name_of(model), api_key, hosts)
         config = uvicorn.Config(

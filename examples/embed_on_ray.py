@@ -163,7 +163,7 @@ def not_among(batch: pa.Table, column: str, done: ray.ObjectRef) -> pa.Table:
 
 def origin_of(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Make an encoder as a worker will; give its commit of the Hub, or a digest of its folder."""
-    commit = getattr(getattr(ek, kind)(**settings).model.config, "_commit_hash", None)
+    commit = getattr(ek, kind)(**settings).commit
     digest, folder = hashlib.sha256(), Path(settings["model"])
     paths = [path for path in folder.rglob("*") if path.suffix in FILES] if folder.is_dir() else []
     for path in sorted(paths):

@@ -89,7 +89,7 @@ def post(url, body, *, method="POST", **headers):
 def test_vectors_are_those_of_the_encoder():
     """Through server and client, as numbers and as base64, long and short texts together."""
     generator = np.random.default_rng(0)
-    texts = [sentence(int(words), generator) for words in generator.integers(1, 300, 40)]
+    texts = [sentence(int(words), generator) for words in generator.integers(1, 120, 40)]
     texts += ["naïve café, 茶!", "a"]
     expected = ek.TextEncoder(MODEL, pooling="mean", normalize=True).encode(texts)
     with ek.serve(MODEL) as url, openai.OpenAI(base_url=url, api_key="none") as client:
@@ -200,7 +200,7 @@ def test_too_much_is_refused_before_it_is_read_to_the_end(url):
 
 
 def test_too_many_tokens_in_a_request():
-    texts = ["a " * 500] * 601
+    texts = ["a " * 200] * 1600
     with ek.serve(MODEL) as url:
         status, error = post(
             f"{url}/embeddings", json.dumps({"model": MODEL, "input": texts}).encode()

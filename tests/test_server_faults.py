@@ -202,6 +202,14 @@ def test_a_length_that_is_too_large_is_refused_before_the_body(url):
     assert status == 413 and "larger than 8 MiB" in error["message"]
 
 
+@pytest.mark.fault("too much")
+@pytest.mark.parametrize("body", [b'{"input": [' + b"{}," * 400_000 + b"{}]}", b"[" * 8_000_000])
+def test_a_body_that_would_unfold_is_not_parsed(url, body):
+    (status, error), memory = peak_while(url, body)
+    assert status == 400 and "more brackets than texts can have" in error["message"]
+    assert memory < 60
+
+
 # Hangs
 
 
