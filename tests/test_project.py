@@ -110,6 +110,7 @@ def test_readme_tour_runs(tmp_path, monkeypatch):
     exec(compile(tour, "README.md", "exec"), names)
     assert names["vectors"].shape == (len(names["data"]), 384)
     assert names["points"].shape == (len(names["data"]), 2)
+    assert (tmp_path / "map.html").stat().st_size > 100_000
     plt.close("all")
 
 

@@ -1,23 +1,30 @@
 """Draw the figures of ideas that no cell of a lesson shows.
 
-``python notebooks/kit/figures.py`` writes ``notebooks/figures/*.svg``, which are committed.
+``python notebooks/kit/figures.py`` writes ``notebooks/figures/*.png`` and puts each into the
+lessons that show it. A lesson carries its pictures as attachments, because Colab opens the notebook
+alone, without the folder beside it.
 """
 
+import base64
+import re
 from pathlib import Path
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from nbformat import NotebookNode
 
 import embedkit as ek
 from embedkit.maps.plotting import MARKERS, PALETTE
 
-FIGURES = Path(__file__).resolve().parents[1] / "figures"
+HOME = Path(__file__).resolve().parents[1]
+FIGURES = HOME / "figures"
 TAKEN, LEFT, WORD = "#E69F00", "#e9edf1", "#56B4E9"
 STYLE = {
-    "svg.hashsalt": "embedkit",  # the same names in the file each time
+    "savefig.dpi": 110,
     "font.size": 11,
     "axes.titlesize": 12,
     "hatch.linewidth": 0.8,
@@ -122,15 +129,33 @@ def umap() -> None:
     axes[2].set_xlabel("not kept: sizes, gaps, places")
 
 
+def attach(notebook: NotebookNode) -> None:
+    """Put each picture that a text shows as ``attachment:NAME`` into its cell."""
+    for cell in notebook.cells:
+        shown = re.findall(r"\]\(attachment:([\w.]+)\)", cell.source)
+        if shown:
+            files = {name: next(HOME.glob(f"*s/{name}")) for name in shown}  # figures, images
+            cell.attachments = NotebookNode(
+                {
+                    name: NotebookNode({"image/png": base64.b64encode(file.read_bytes()).decode()})
+                    for name, file in files.items()
+                }
+            )
+
+
 def main() -> None:
-    """Draw all figures."""
+    """Draw all figures, and put them into the lessons."""
     FIGURES.mkdir(exist_ok=True)
     with mpl.rc_context(STYLE):
         for draw in (pooling, subwords, umap):
             draw()
-            # Without a date, so that the file changes only with the figure.
-            plt.savefig(FIGURES / f"{draw.__name__}.svg", metadata={"Date": None})
+            # Without a version, so that the file changes only with the figure.
+            plt.savefig(FIGURES / f"{draw.__name__}.png", metadata={"Software": None})
             plt.close()
+    for path in sorted(HOME.glob("[0-9]*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        attach(notebook)
+        nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,14 @@ def kept(path: Path) -> Lesson:
     return Lesson(path.stem, nbformat.read(path, as_version=4))
 
 
+def shown(cell: NotebookNode) -> str:
+    """Give a text with its attached pictures in it, as data of their own."""
+    text = cell.source
+    for name, kinds in cell.get("attachments", {}).items():
+        text = text.replace(f"attachment:{name}", f"data:image/png;base64,{kinds['image/png']}")
+    return text
+
+
 def plain(text: str) -> str:
     """Leave out badges and, of links, all but their words."""
     text = re.sub(r"^\[!\[.*$", "", text, flags=re.MULTILINE).strip()

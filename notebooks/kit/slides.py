@@ -20,7 +20,7 @@ from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
-from kit.lesson import Lesson, plain
+from kit.lesson import Lesson, plain, shown
 from kit.pages import KIT, code_colors
 
 DECK = Template((KIT / "deck.html").read_text(encoding="utf-8"))
@@ -34,10 +34,10 @@ def deck(lesson: Lesson) -> str:
         settings, body, notes = cell.metadata.get("slideshow", {}), "", ""
         above = heading
         if cell.cell_type == "markdown":
-            above, shown = gist(cell.source, heading)
+            above, text = gist(shown(cell), heading)
             heading = (re.findall(r"^#+ (.+)$", cell.source, flags=re.MULTILINE) or [heading])[-1]
-            body = markdown2html(shown)
-            notes = f'<aside class="notes">{markdown2html(plain(cell.source))}</aside>'
+            body = markdown2html(text)
+            notes = f'<aside class="notes">{markdown2html(plain(shown(cell)))}</aside>'
         elif settings:
             body = output(cell, settings.get("line"))
         if settings.get("slide_type") == "slide":
@@ -91,7 +91,6 @@ def write_decks(lessons: list[Lesson], folder: Path) -> None:
         shutil.copy(source / part, folder)
     style = (KIT / "deck.css").read_text(encoding="utf-8") + code_colors()
     (folder / "deck.css").write_text(style, encoding="utf-8")
-    shutil.copytree(KIT.parent / "figures", folder / "figures", dirs_exist_ok=True)
     for lesson in lessons:
         (folder / f"{lesson.name}.html").write_text(deck(lesson), encoding="utf-8")
     links = "".join(
