@@ -203,7 +203,7 @@ def test_two_variables_move_lesson_03_to_another_provider(tiny, monkeypatch):
     path = next(path for path in NOTEBOOKS if path.stem == "03_sentiment_openai")
     notebook = read(path)
     (parameters,) = code_cells(notebook, "parameters")
-    parameters.source += "\nROWS = 60"
+    parameters.source += f"\nROWS, API_MODEL = 60, {Path(tiny('bert')).name!r}"
     key = "a-key-that-no-output-shows"
     monkeypatch.delenv("MPLBACKEND", raising=False)
     with ek.serve(tiny("bert"), api_key=key) as url:
