@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import embedkit as ek
 from embedkit import evaluate
-from embedkit.maps import _rows, explorer
+from embedkit.maps import _controls, _rows, explorer
 from embedkit.maps._colors import PALETTE, UNKNOWN, coloring
 from embedkit.maps._views import LARGE, Maps, View, framed
 from embedkit.words import WordVectors
@@ -28,7 +28,7 @@ NASTY = '<script>alert(1)</script> <img src=x onerror=alert(1)> **bold** $x^2$ &
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """Wait for no points to travel: nobody is watching."""
-    monkeypatch.setattr(explorer, "TRAVEL", 0.01)
+    monkeypatch.setattr(_controls, "TRAVEL", 0.01)
 
 
 def blobs(n=40, dim=8, classes=2, seed=0):
@@ -694,3 +694,14 @@ def test_density_is_drawn_as_lines(small):
     assert all(np.abs(line.vertices).max() <= 1 for line in lines)
     control(small, "density").value = False
     assert small._scatter.annotations == []
+
+
+def test_a_still_picture_stands_in_where_there_is_no_webgl(small):
+    small._switches["picture"].value = True
+    sentence, image = small._picture.children
+    assert "Where the browser has none" in Reader(sentence.value).text
+    assert bytes(image.value).startswith(b"\x89PNG") and len(image.value) > 10_000
+    control(small, "color").value = "text"  # more classes than colors: it follows, without them
+    assert small._picture.children[1].value != image.value
+    small._switches["picture"].value = False
+    assert small._picture.children == ()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import embedkit as ek
+from embedkit.maps import projection
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def test_neighbours_stay_neighbours(blobs):
     points = ek.project(blobs)
     assert ek.evaluate.trustworthiness(blobs, points) > 0.7
     labels = np.repeat([0, 1, 2], 20)
-    assert ek.evaluate.knn_accuracy(
-        points - points.mean(0), labels, points - points.mean(0), labels
-    )
+    middles = np.array([points[labels == label].mean(axis=0) for label in range(3)])
+    nearest = np.linalg.norm(points[:, None] - middles, axis=-1).argmin(axis=1)
+    assert np.mean(nearest == labels) > 0.9
 
 
 def test_pca_against_the_singular_value_decomposition(blobs):
@@ -82,6 +83,40 @@ def test_a_sample_is_fitted_and_all_rows_are_placed(blobs, method):
     np.testing.assert_array_equal(points, ek.project(blobs, method=method, sample=30))
     full = ek.project(blobs, method=method, sample=1000)
     np.testing.assert_array_equal(full, ek.project(blobs, method=method))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "manhattan"])
+def test_rows_beside_the_sample_are_placed_among_their_nearest_fitted_rows(blobs, metric):
+    vectors = np.concatenate([blobs, blobs])  # of each row a copy
+    points = ek.project(vectors, sample=60, metric=metric)
+    fitted = set(np.random.default_rng(0).permutation(120)[:60].tolist())
+    copies = [row for row in range(120) if row not in fitted and (row + 60) % 120 in fitted]
+    assert len(copies) > 10
+    for row in copies:  # at distance 0 of a fitted row, and so at its place
+        np.testing.assert_allclose(points[row], points[(row + 60) % 120], atol=1e-3)
+    assert ek.evaluate.trustworthiness(vectors, points) > 0.8
+
+
+def test_the_neighbours_that_umap_gets_are_exact_and_the_row_itself_is_first(blobs, monkeypatch):
+    import umap
+
+    given = []
+
+    class Watched(umap.UMAP):
+        def __init__(self, **settings):
+            given.append(settings["precomputed_knn"])
+            super().__init__(**settings)
+
+    monkeypatch.setattr(projection, "_umap", lambda: Watched)
+    ek.project(blobs, n_neighbors=6)
+    rows, far, _ = given[0]
+    unit = blobs / np.linalg.norm(blobs, axis=1, keepdims=True)
+    expected = np.argsort(-(unit @ unit.T), axis=1)[:, :6]
+    np.testing.assert_array_equal(rows, expected)
+    assert (far[:, 0] == 0).all() and (np.diff(far, axis=1) >= 0).all()
+    monkeypatch.setattr(projection, "_ALL_PAIRS", 50)
+    ek.project(blobs, n_neighbors=6)
+    assert given[1] == (None, None, None)  # beyond, UMAP searches by itself
 
 
 def test_a_sample_sets_the_centre(blobs):

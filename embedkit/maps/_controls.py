@@ -3,15 +3,19 @@
 Two rows stand above the map, so that it fits a laptop's screen.
 """
 
+import io
 from typing import Any
 
 import ipywidgets as widgets
 import jscatter
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from embedkit.maps._colors import Coloring, cut
+from embedkit.maps._colors import PALETTE, Coloring, cut
 from embedkit.maps._rows import Rows
 from embedkit.maps._views import LARGE, Maps
+from embedkit.maps.plotting import SIZE, plot
 
 TRAVEL = 1.0  # seconds
 _HELP = {
@@ -25,6 +29,7 @@ _HELP = {
     "filter": "Show the rows with some values of a column alone.",
     "compare": "A map of other vectors beside this one, colored by the neighbours both share.",
     "names": "Clusters of the map, called by their words, or by their commonest value.",
+    "picture": "A still picture, where the map stays empty because the browser has no WebGL.",
     "density": "Lines round 30, 60 and 90 % of the points.",
 }
 
@@ -54,7 +59,7 @@ def make_controls(
     }
     if not maps.known and n > LARGE:
         controls["map"].value = "PCA"  # UMAP would take minutes
-    names = "regular expression", "names", "density", "settings of UMAP"
+    names = "regular expression", "names", "density", "picture", "settings of UMAP"
     switches = {name: widgets.Checkbox(indent=False) for name in names}
     for name, control in [*controls.items(), *switches.items()]:
         control.description = name
@@ -78,6 +83,23 @@ def make_filter(meaning: Coloring) -> Any:
         )  # fmt: skip
     only.description, only.layout.width, only.style.description_width = "only", "220px", "initial"
     return only
+
+
+def draw_picture(points: NDArray[np.float32], meaning: Coloring) -> list[widgets.Widget]:
+    """Draw the map as a still picture, with a sentence on why."""
+    figure = Figure(figsize=SIZE, layout="constrained")
+    few = len(meaning.names) <= len(PALETTE)
+    labels = [meaning.names[number] if number >= 0 else None for number in meaning.classes]
+    values = meaning.amounts if meaning.amounts is not None else labels if few else None
+    plot(points, values, ax=figure.subplots())
+    written = io.BytesIO()
+    figure.savefig(written, format="png", dpi=150)
+    sentence = (
+        "The map above is drawn by WebGL. Where the browser has none, or it is switched off, it "
+        "stays empty: this picture shows the same, but cannot be touched. <code>find</code>, the "
+        "filter and <code>select</code> work all the same."
+    )
+    return [widgets.HTML(sentence), widgets.Image(value=written.getvalue(), width=700)]
 
 
 def new_scatter(count: int, height: int) -> Any:
@@ -104,7 +126,13 @@ def arrange(
     for switch in switches.values():
         switch.layout = {"width": "auto", "margin": "0 0.8em 0 0"}
     parts["undo"].layout.width = "auto"
-    first = [controls["color"], controls["map"], switches["names"], switches["density"]]
+    first = [
+        controls["color"],
+        controls["map"],
+        switches["names"],
+        switches["density"],
+        switches["picture"],
+    ]
     if several:
         first = [controls["vectors"], *first, controls["compare"]]
     umap = widgets.HBox([controls[n] for n in ("n_neighbors", "min_dist", "metric")], layout=row)
@@ -116,7 +144,7 @@ def arrange(
         controls["find"], switches["regular expression"], controls["filter"], parts["only"],
         parts["undo"], parts["answer"], parts["status"], parts["clock"],
     ]  # fmt: skip
-    left = widgets.VBox([parts["maps"], parts["legend"], parts["clusters"]])
+    left = widgets.VBox([parts["maps"], parts["picture"], parts["legend"], parts["clusters"]])
     left.layout = {"flex": "1 1 400px", "min_width": "0"}
     right = widgets.VBox([parts["trust"], parts["hover"]])
     right.layout = {"flex": "0 0 250px", "margin": "0 0 0 1em"}

@@ -21,8 +21,8 @@ from jscatter.label_placement.utils import to_js
 from matplotlib.colors import to_rgba
 from numpy.typing import ArrayLike, NDArray
 
+from embedkit.maps import _controls
 from embedkit.maps._colors import Coloring, coloring
-from embedkit.maps._controls import TRAVEL, arrange, make_controls, make_filter, new_scatter
 from embedkit.maps._rows import Rows, read
 from embedkit.maps._views import Maps, View, contours, framed, gather
 from embedkit.maps.page import write
@@ -102,12 +102,13 @@ class Explorer(widgets.VBox):
         self._past: list[NDArray[np.intp]] = [np.zeros(0, np.intp)]
         self._shared: NDArray[np.intp] | None = None
         color = color or ("label" if "label" in rows.scalars() else None)
-        self._controls, self._switches = make_controls(rows, maps, color)
+        self._controls, self._switches = _controls.make_controls(rows, maps, color)
         self._undo = widgets.Button(description="undo", disabled=True)
         self._only = widgets.HBox()  # the values that the filter lets through
+        self._picture = widgets.VBox()
         places = "status", "answer", "legend", "clusters", "hover", "trust", "selection"
         self._text = {name: widgets.HTML().add_class(f"ek-{name}") for name in places}
-        self._scatter, self._beside = new_scatter(len(maps.rows), height), None
+        self._scatter, self._beside = _controls.new_scatter(len(maps.rows), height), None
         self._side_by_side = widgets.HBox([self._scatter])
         self._view = self._wanted()
         self._points = framed(maps.points(self._view))
@@ -118,16 +119,16 @@ class Explorer(widgets.VBox):
         for name, control in self._controls.items():
             follow = {"find": self._find, "filter": self._choose_filter}.get(name, self._changed)
             control.observe(follow, "value")
-        self._switches["regular expression"].observe(self._find, "value")
-        self._switches["names"].observe(self._changed, "value")
-        self._switches["density"].observe(self._changed, "value")
+        switched = {"regular expression": self._find, "picture": self._show_picture}
+        for name in ("regular expression", "names", "density", "picture"):
+            self._switches[name].observe(switched.get(name, self._changed), "value")
         self._undo.on_click(self._take_back)
         self._scatter.observe(self._hovered, "hovering")
         self._scatter.observe(self._selected, "selection")
         parts = {"undo": self._undo, "only": self._only, "clock": self._clock, **self._text}
-        parts["maps"] = self._side_by_side
+        parts |= {"maps": self._side_by_side, "picture": self._picture}
         several = len(maps.vectors) > 1
-        super().__init__(arrange(self._controls, self._switches, parts, several))
+        super().__init__(_controls.arrange(self._controls, self._switches, parts, several))
 
     @property
     def points(self) -> NDArray[np.float32]:
@@ -183,13 +184,8 @@ class Explorer(widgets.VBox):
 
     def _asked(self) -> tuple[Any, ...]:
         """Read off the controls everything that has to be computed and drawn."""
-        shown = (self._switches[name].value for name in ("names", "density"))
-        return (
-            self._wanted(),
-            self._controls["color"].value,
-            self._controls["compare"].value,
-            *shown,
-        )
+        shown = [self._controls[name].value for name in ("color", "compare")]
+        return self._wanted(), *shown, *(self._switches[n].value for n in ("names", "density"))
 
     def _changed(self, change: Any) -> None:
         """See to a control without holding up other cells."""
@@ -240,9 +236,10 @@ class Explorer(widgets.VBox):
 
     def _new_beside(self) -> Any:
         """Make a second map, on which is selected, shown and pointed at what is on the first."""
-        beside = new_scatter(len(self._maps.rows), self._scatter.height)
+        beside = _controls.new_scatter(len(self._maps.rows), self._scatter.height)
         for one, other in ((self._scatter, beside), (beside, self._scatter)):
-            one.observe(partial(_copy, other), ["selection", "filter", "hovering"])
+            follow = partial(lambda to, change: setattr(to, change["name"], change["new"]), other)
+            one.observe(follow, ["selection", "filter", "hovering"])
         beside.selection, beside.filter = self._scatter.selection, self._scatter.filter
         return beside
 
@@ -267,10 +264,11 @@ class Explorer(widgets.VBox):
 
     async def _arrived(self, travel: bool) -> None:
         """Let the page's own clock run: while points travel, it takes no others."""
-        self._clock.value, self._clock.interval = 0, int(1000 * TRAVEL * (1.5 if travel else 0.2))
+        seconds = _controls.TRAVEL * (1.5 if travel else 0.2)
+        self._clock.value, self._clock.interval = 0, int(1000 * seconds)
         setattr(self._clock, _PLAYING, True)
         for _ in range(40):  # and where there is no page, no clock runs
-            await asyncio.sleep(TRAVEL / 8)
+            await asyncio.sleep(_controls.TRAVEL / 8)
             if not getattr(self._clock, _PLAYING):
                 break
         setattr(self._clock, _PLAYING, False)
@@ -285,7 +283,7 @@ class Explorer(widgets.VBox):
         """Send places and colors to the page, together."""
         name = self._controls["color"].value
         meaning = coloring(self._column(name))
-        self._classes = meaning.classes
+        self._meaning, self._classes = meaning, meaning.classes
         legend = meaning.legend() if name is not None else ""
         if self._shared is not None:
             meaning = Coloring(meaning.classes, [], self._shared.astype(float))
@@ -293,6 +291,13 @@ class Explorer(widgets.VBox):
             self._send(self._beside, self._beside_points, meaning, travel=False)
         self._set("legend", legend)
         self._send(self._scatter, self._points, meaning, travel)
+        self._show_picture()
+
+    def _show_picture(self, change: Any = None) -> None:
+        """Draw the map as a still picture, where it is asked for."""
+        self._picture.children = []
+        if self._switches["picture"].value:
+            self._picture.children = _controls.draw_picture(self._points, self._meaning)
 
     def _send(self, scatter: Any, points: NDArray[Any], meaning: Coloring, travel: bool) -> None:
         codes, colors = meaning.colors()
@@ -321,10 +326,8 @@ class Explorer(widgets.VBox):
     def _take_back(self, button: Any = None) -> None:
         """Select what was selected before."""
         if len(self._past) > 1:
-            before = self._past[-2]
-            self._past = self._past[:-2]
+            *self._past, before, _ = self._past
             self._scatter.selection = before.astype(np.uint32)
-            self._undo.disabled = len(self._past) < 2
 
     def _show_selection(self) -> None:
         """Show what is selected, and what is nearest to it in the full space."""
@@ -358,7 +361,7 @@ class Explorer(widgets.VBox):
         """Offer the values of a column, or the range of its amounts."""
         name = self._controls["filter"].value
         meaning = coloring(self._column(name))
-        self._only.children = [] if name is None else [make_filter(meaning)]
+        self._only.children = [] if name is None else [_controls.make_filter(meaning)]
         for each in self._only.children:
             each.observe(lambda change: self._filter(meaning), "value")
         self._filter(meaning)
@@ -392,8 +395,3 @@ class Explorer(widgets.VBox):
         found = found if wanted else []
         self.select(found)
         self._set("answer", wanted and f"{len(found)} rows contain “{escape(wanted)}”.")
-
-
-def _copy(other: Any, change: Any) -> None:
-    """Do to the other map what was done to one."""
-    setattr(other, change["name"], change["new"])

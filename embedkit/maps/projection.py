@@ -7,22 +7,28 @@ between clusters, their sizes and their density mean little. Put a number from `
 import threading
 import warnings
 from contextlib import suppress
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 from embedkit._checks import check_count, check_table
+from embedkit.search import METRICS, Metric, nearest
 
 Method = Literal["umap", "pca"]
 METHODS = get_args(Method)
 
 # With fewer rows than this UMAP has no neighbourhoods to keep.
 _FEWEST = 4
-# Up to so many rows, looking at all pairs is quicker than compiling UMAP's own search for
-# neighbours, and exact.
-_ALL_PAIRS = 10_000
-_METRICS_FOR_PAIRS = ("cosine", "euclidean", "manhattan")
+# Up to so many rows all pairs are looked at: that is exact, and by a count of operations takes no
+# longer than UMAP's own search for neighbours, which compiles for up to a minute first. Of other
+# metrics the pairs take longer.
+_ALL_PAIRS = 40_000
+_ALL_PAIRS_SLOW = 10_000
+_SLOW_METRICS = ("manhattan", "correlation")
+_PLACED_BY = 5  # fitted neighbours
 # UMAP's compiled code may end the process when two threads run it at once.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -44,20 +50,23 @@ def project(
     ----------
     vectors : array of float, shape (n, dim)
         Embeddings.
-    method : {"umap", "pca"}
+    method : {"umap", "pca"}, default="umap"
         UMAP keeps neighbourhoods; PCA keeps the two directions of largest variance and is linear.
-    n_neighbors : int
+    n_neighbors : int, default=15
         UMAP: how many neighbours make a neighbourhood. Few show detail, many the whole. With fewer
         rows than that, all are taken.
-    min_dist : float
+    min_dist : float, default=0.1
         UMAP: how close points may lie on the map.
-    metric : str
+    metric : str, default="cosine"
         UMAP: the distance between vectors.
-    seed : int or None
-        The same seed gives the same map on the same machine. None is faster and differs each time.
+    seed : int or None, default=0
+        The same seed gives the same map on the same machine. None uses all cores, and gives
+        another map each time.
     sample : int, optional
-        Fit on this many rows, drawn with the seed, and place the others on that map.
-    progress : bool
+        Fit on this many rows, drawn with the seed. Each other row is placed at the mean of its
+        five nearest fitted rows in the full space, weighted by 1 / distance². Use it where the
+        map of all rows takes too long.
+    progress : bool, default=True
         Show a bar where UMAP takes more than two seconds.
 
     Returns
@@ -98,9 +107,13 @@ def project(
             "use method='pca', or more rows"
         )
     n_neighbors = min(n_neighbors, len(fitted) - 1)
-    neighbors = None
-    if len(fitted) == len(vectors) <= _ALL_PAIRS and metric in _METRICS_FOR_PAIRS:
-        neighbors = _nearest(vectors, n_neighbors, metric)
+    chosen = vectors[fitted]
+    neighbors: Any = (None, None, None)
+    most = {**dict.fromkeys(METRICS, _ALL_PAIRS), **dict.fromkeys(_SLOW_METRICS, _ALL_PAIRS_SLOW)}
+    if len(fitted) <= most.get(metric, 0):
+        rows, far = _find(chosen, None, n_neighbors - 1, metric)
+        itself = np.arange(len(chosen))[:, None]
+        neighbors = np.hstack([itself, rows]), np.pad(far, [(0, 0), (1, 0)]), None
     mapper = _umap()(
         n_neighbors=n_neighbors,
         min_dist=min_dist,
@@ -108,7 +121,7 @@ def project(
         random_state=seed,
         # With a seed UMAP works on one core, and warns unless told that this is meant.
         n_jobs=1 if seed is not None else -1,
-        precomputed_knn=neighbors or (None, None, None),
+        precomputed_knn=neighbors,
         # The spectral start needs more rows than dimensions to spare.
         init="spectral" if len(fitted) > 10 else "random",
         tqdm_kwds={"disable": not progress, "delay": 2, "leave": False, "desc": "UMAP"},
@@ -117,15 +130,17 @@ def project(
         # Vectors in several unconnected clusters are no fault: it falls back to another start.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
         warnings.filterwarnings("ignore", message="Spectral initialisation failed")
-        # With the neighbours given it could not place other rows, and there are none.
+        # With the neighbours given UMAP cannot place other rows; that is done below.
         warnings.filterwarnings("ignore", message="precomputed_knn")
-        points = mapper.fit_transform(vectors[fitted])
-    if len(fitted) == len(vectors):
-        return points.astype(np.float32)
+        points = mapper.fit_transform(chosen)
     out = np.empty((len(vectors), 2), np.float32)
+    out[fitted] = points
     others = np.setdiff1d(np.arange(len(vectors)), fitted)
-    with _ONE_AT_A_TIME:
-        out[fitted], out[others] = points, mapper.transform(vectors[others])
+    if len(others):
+        rows, far = _find(chosen, vectors[others], min(_PLACED_BY, len(chosen)), metric)
+        weights = 1 / np.maximum(far, 1e-6) ** 2
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[others] = (points[rows] * weights[:, :, None]).sum(axis=1)
     return out
 
 
@@ -141,21 +156,19 @@ def _umap() -> type:
     return UMAP
 
 
-def _nearest(
-    vectors: NDArray[np.float32], count: int, metric: str
-) -> tuple[NDArray[np.intp], NDArray[np.float32], None]:
-    """Find each row's nearest rows, itself among them, in the form UMAP takes."""
-    from sklearn.neighbors import NearestNeighbors
-
+def _find(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32] | None, count: int, metric: str
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Find the rows nearest to each query, or to each row itself, and how far they are."""
+    if metric in METRICS:
+        return nearest(vectors, queries, k=count, metric=cast(Metric, metric))
     search = NearestNeighbors(n_neighbors=count, metric=metric, algorithm="brute").fit(vectors)
-    distances, rows = search.kneighbors(vectors)
-    return rows, distances.astype(np.float32), None
+    distances, rows = search.kneighbors(queries)
+    return rows, distances.astype(np.float32)
 
 
 def _pca(vectors: NDArray[np.float32], fitted: NDArray[np.intp]) -> NDArray[np.float32]:
     """Project on the first two principal components; missing ones are zero."""
-    from sklearn.decomposition import PCA
-
     out = np.zeros((len(vectors), 2), np.float32)
     count = min(2, len(fitted), vectors.shape[1])
     if len(fitted) > 1:  # a single row has no direction of variance
