@@ -55,7 +55,7 @@ def jupyterlab(folder: Path, home: Path, log: Path) -> Iterator[str]:
         server = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
+        for _ in range(1800):
             assert server.poll() is None, log.read_text()
             try:
                 urllib.request.urlopen(f"{address}/api", timeout=1)
