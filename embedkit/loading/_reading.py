@@ -136,7 +136,7 @@ def explained(name: str, part: str = "model") -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # a broken configuration makes the libraries raise all kinds
         reason = " ".join(str(error).split())[:300] or "no reason given"
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             cause = "it needs code of its own, which embedkit does not run; choose another model"
         elif part != "model":
             cause = f"it has no {part} that loads; pass one as `processor=` ({reason})"
