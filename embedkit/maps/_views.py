@@ -224,6 +224,6 @@ def framed(
 
 def contours(points: NDArray[np.float32]) -> list[Any]:
     """Draw lines round the densest parts of a framed map: 30, 60 and 90 % of the points."""
-    x, y, grid = density(points, np.array([[-1.0, 1.0], [-1.0, 1.0]]), bins=96, width=3.0)
+    x, y, grid = density(points, np.array([[-1.2, 1.2], [-1.2, 1.2]]), bins=96, width=3.0)
     lines = contour_generator(x, y, grid)
     return [line for level in levels(grid, (0.9, 0.6, 0.3)) for line in lines.lines(level)]

@@ -231,8 +231,6 @@ class Explorer(widgets.VBox):
             names = self._view.vectors, other, _SHARED
             self._shared = await asyncio.to_thread(self._maps.shared, *names)
             self._beside = self._beside or self._new_beside()
-        pair = [self._scatter, self._beside] if other is not None else [self._scatter]
-        self._side_by_side.children = pair
 
     def _new_beside(self) -> Any:
         """Make a second map, on which is selected, shown and pointed at what is on the first."""
@@ -291,6 +289,9 @@ class Explorer(widgets.VBox):
             self._send(self._beside, self._beside_points, meaning, travel=False)
         self._set("legend", legend)
         self._send(self._scatter, self._points, meaning, travel)
+        # Only now, because a map that is being opened takes no other points.
+        pair = [self._scatter] if self._shared is None else [self._scatter, self._beside]
+        self._side_by_side.children = pair
         self._show_picture()
 
     def _show_picture(self, change: Any = None) -> None:
