@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import steady
 
 import embedkit as ek
 from tests.conftest import picture
@@ -36,7 +37,7 @@ DRIFT, MAJORITY = ek.evaluate.drift, ek.evaluate.majority_baseline
         (["a", b"b"], "text 1 is a bytes"),
         (["a", ["b", "c"]], "text 1 is a list"),
     ],
-    ids=repr,
+    ids=steady,
 )
 def test_texts_that_are_none(tiny, inputs, message):
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -54,7 +55,7 @@ def test_texts_that_are_none(tiny, inputs, message):
         ([["a"], ["b", None]], "sentence 1, word 1 is None; it has to be a str"),
         ([["a", 3]], "sentence 0, word 1 is a int ('3'); it has to be a str"),
     ],
-    ids=repr,
+    ids=steady,
 )
 def test_sentences_that_are_none(tiny, inputs, message):
     encoder = ek.WordEncoder(tiny("bert"))
@@ -83,7 +84,7 @@ def test_sentences_that_are_none(tiny, inputs, message):
         ({"device": "toaster"}, RuntimeError, "toaster"),
         ({"poling": "cls"}, TypeError, "poling"),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_settings_that_do_not_exist(tiny, settings, kind, message):
     with pytest.raises(kind, match=re.escape(message)):

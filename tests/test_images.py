@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from conftest import steady
 from PIL import Image
 
 import embedkit as ek
@@ -123,7 +124,7 @@ def broken(tmp_path):
         (np.zeros((0, 5), np.uint8), r"image 2 .*shape \(0, 5\)"),
         ({"bytes": None, "path": None}, r"image 2 .*cannot be read"),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_what_is_no_image_is_named_by_its_row(encoder, broken, which, message):
     wrong = broken.get(which, which) if isinstance(which, str) else which
