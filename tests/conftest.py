@@ -264,6 +264,7 @@ LONGEST = ("test_lessons_in_lab", "09_scaling_out", "07_fine_tuning", "test_ray"
            "test_stand_ins")  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one worker, which shares their fixtures; a lesson is its own."""
     for item in items:
