@@ -43,7 +43,8 @@ POSITIONS = 512
 
 
 def steady(value: object) -> str:
-    """Name a case the same in every process: without its place in memory."""
+    """Name a case the same in every process: without its place in memory, and a set in order."""
+    value = sorted(value) if isinstance(value, set) else value
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
