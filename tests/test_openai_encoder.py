@@ -116,7 +116,7 @@ def test_what_is_no_text_is_named_before_anything_is_sent():
         encoder = OpenAIEncoder("m", base_url=wire.url)
         with pytest.raises(TypeError, match="wrap it in a list"):
             encoder.encode("a single text")
-        for wrong in (None, {"a"}, {"text": ["a"]}, pd.DataFrame({"text": ["a"]}), iter("ab"), 3):
+        for wrong in (None, {"a"}, {"text": ["a"]}, pd.DataFrame({"text": ["a"]}), 3):
             with pytest.raises(TypeError, match="takes a list, tuple, array"):
                 encoder.encode(wrong)
         with pytest.raises(TypeError, match="text 1 is a float"):
