@@ -185,7 +185,7 @@ def test_texts(lessons):
     assert np.abs(after - before).max() > 0.1
     assert lesson.drawn() != recolored
 
-    lesson.choose("vectors", "mean")
+    lesson.choose("vectors", "tuned [CLS]")
     lesson.wait_for_other("trust", trust)
     assert np.abs(np.array(lesson.points()) - after).max() > 0.1
 
@@ -196,7 +196,7 @@ def test_texts(lessons):
     inside = lasso_one_side(lesson)
     assert json.loads(lesson.run("print(explorer.selection.index.tolist())")) == inside
 
-    lesson.choose("vectors", "cls")
+    lesson.choose("vectors", "MiniLM mean")
     lesson.type("n_neighbors", "15")
     lesson.type("find", r"\bnot\b")
     none = lesson.wait_for_text("answer", "0 rows contain")
