@@ -150,7 +150,7 @@ class Server:
         _limit.set(min(2**20 + len(texts) * (dim or _DIM) * _NUMBER, _MAX_ANSWER))
         # Requested explicitly, base64 stays as it is; servers that do not know it send numbers.
         body = {"input": texts, "encoding_format": "base64", **settings}
-        # Redirects are not followed, also not by a client of the reader: the texts would travel along.
+        # Redirects are not followed, also by a client of the reader: texts would travel along.
         options: Any = {"max_retries": 0, "follow_redirects": False}
         for attempt in range(client.max_retries + 1):
             try:
