@@ -94,12 +94,12 @@ def test_code_is_copied_without_its_answers(site, browser):
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page, faults = watched(context)
     page.goto((site / "02_sentiment.html").as_uri())
-    block = page.locator(".highlight", has_text="by_hand_cls = last_hidden_state").first
+    block = page.locator(".highlight", has_text="by_hand_first = last_hidden_state").first
     block.hover()
     block.get_by_role("button", name="Copy").click()
     block.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
-    assert copied.startswith("by_hand_cls = last_hidden_state[:, 0, :]") and "Copy" not in copied
+    assert copied.startswith("by_hand_first = last_hidden_state[:, 0, :]") and "Copy" not in copied
     page.goto((site / "api" / "embedkit.html").as_uri())
     page.locator(".codehilite", has_text=">>> import embedkit as ek").first.hover()
     page.get_by_role("button", name="Copy").first.click()
