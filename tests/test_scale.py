@@ -1,6 +1,7 @@
 """What it takes to encode much: written in place, opened late, stored as it is, in a fit dtype."""
 
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -231,6 +232,14 @@ def test_auto_stays_with_float32_where_bfloat16_turns_the_vectors(tiny, monkeypa
     np.testing.assert_array_equal(found, expected)
 
 
-def test_whether_bfloat16_pays_is_measured_on_a_cpu():
-    assert models.bfloat16_pays(torch.device("cpu")) in (True, False)
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_whether_bfloat16_pays_is_measured_on_a_cpu(monkeypatch, slow):
+    linear = torch.nn.functional.linear
+
+    def held_up(rows, weights):
+        time.sleep(0.05 if rows.dtype == slow else 0)
+        return linear(rows, weights)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", held_up)
+    assert models.bfloat16_pays(torch.device("cpu")) == (slow == torch.float32)
     assert not models.bfloat16_pays(torch.device("meta"))
