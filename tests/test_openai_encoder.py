@@ -229,7 +229,7 @@ FAILS = {
     "429": (from_the_third(refusal(429)), "rows 40-59 of 100: status 429: no; too many requests"),
     "500": (from_the_third(refusal(500)), "rows 40-59 of 100: status 500: no"),
     "slow": (
-        from_the_third(Reply(delay=2)),
+        from_the_third(Reply(delay=6)),
         r"rows 40-59 of 100: 127.0.0.1:\d+ gave no answer within the client's timeout",
     ),
     "cut": (
@@ -257,7 +257,8 @@ FAILS = {
 @pytest.mark.parametrize("name", FAILS)
 def test_it_fails_with_one_clear_error_and_loses_nothing(name, kept, tmp_path):
     answer, message = FAILS[name]
-    with Wire(answer) as wire, impatient(wire, timeout=0.5, max_retries=0) as client:
+    seconds = 3 if name == "slow" else 60
+    with Wire(answer) as wire, impatient(wire, timeout=seconds, max_retries=0) as client:
         encoder = OpenAIEncoder(
             "m", client=client, max_concurrency=1, cache=tmp_path if kept == "on disk" else None
         )

@@ -93,8 +93,10 @@ class Run:
         ending, as those of `concurrent.futures` would.
         """
         waiting = iter(requests)
+        # Not `Thread.join`: interrupted, Python 3.11's takes a running thread for one that ended.
+        ended = [threading.Event() for _ in range(min(at_once, len(requests)))]
 
-        def work() -> None:
+        def work(end: threading.Event) -> None:
             try:
                 while not self._stop.is_set():
                     with self._account.lock:
@@ -106,21 +108,20 @@ class Run:
             except BaseException as error:
                 self._error = error
                 self._stop.set()
+            finally:
+                end.set()
 
-        threads = [
-            threading.Thread(target=work, daemon=True) for _ in range(min(at_once, len(requests)))
-        ]
-        for thread in threads:
-            thread.start()
+        for end in ended:
+            threading.Thread(target=work, args=(end,), daemon=True).start()
         try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.1)  # without a limit, Windows would not notice Ctrl-C
+            for end in ended:
+                while not end.wait(0.1):  # without a limit, Windows would not notice Ctrl-C
+                    pass
         except BaseException:
             self._stop.set()
-            end = time.monotonic() + _GRACE
-            for thread in threads:
-                thread.join(max(0, end - time.monotonic()))
+            latest = time.monotonic() + _GRACE
+            for end in ended:
+                end.wait(max(0, latest - time.monotonic()))
             raise
         finally:
             with self._account.lock:
