@@ -361,7 +361,7 @@ def test_an_adapter_on_minilm_takes_the_bundled_one(tmp_path):
     known = adapter(_bundled.model_folder(MINILM), ON_HUB, tmp_path)
     found = load(tmp_path)
     torch.testing.assert_close(
-        states(found.model, found.processor), states(known, found.processor), atol=1e-5, rtol=0
+        states(found.model, found.processor), states(known, found.processor), atol=1e-5, rtol=1e-4
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SAME_DIRECTION = 0.9995
 # Two vectors of one input may differ by so much of their largest value, since the order of a sum
 # depends on the shape of the batch; by more, and the model itself makes the difference.
-_ROUNDING = {torch.float32: 5e-5}
+_ROUNDING = {torch.float32: 1e-5}
 _ROUNDING_OF_HALVES = 0.05
 
 
