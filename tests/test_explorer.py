@@ -687,6 +687,18 @@ def test_clusters_of_the_map_are_called_by_their_words():
     assert set(plain._maps.clusters(plain._view, plain._rows, "label")) - {""} == {"0", "1", "2"}
 
 
+def test_points_of_no_cluster_keep_no_name_from_being_placed():
+    vectors, labels = blobs(n=90, classes=3, seed=3)
+    points = vectors[:, :2] * 5
+    points[:4] = [[40, 40], [-40, 40], [40, -40], [-40, -40]]  # far from all, and first
+    widget = ek.explore(vectors, {"label": labels}, points=points)
+    control(widget, "names").value = True
+    assert "" in widget._maps.clusters(widget._view, widget._rows, "label")[:4]
+    assert shown(widget, "status") == ""
+    assert "clusters of this map" in shown(widget, "clusters")
+    assert widget._scatter.label_placement is not None
+
+
 def test_density_is_drawn_as_lines(small):
     control(small, "density").value = True
     lines = small._scatter.annotations

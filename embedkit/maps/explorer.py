@@ -248,7 +248,8 @@ class Explorer(widgets.VBox):
             args = self._view, self._rows, color
             table = pd.DataFrame(self._points.astype(float), columns=["x", "y"])
             table["name"] = await asyncio.to_thread(self._maps.clusters, *args)
-            table = table[table["name"] != ""]
+            # Labels are placed by the number of a row in this table.
+            table = table[table["name"] != ""].reset_index(drop=True)
             if len(table):
                 placed = LabelPlacement(data=table, by="name", x="x", y="y")
                 placed.compute()
