@@ -24,7 +24,7 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
-PATIENCE = 600_000  # milliseconds: the most that is waited for a busy machine
+PATIENCE = 240_000  # milliseconds: the most that is waited for a busy machine
 
 
 @contextmanager
