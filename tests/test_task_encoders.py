@@ -18,7 +18,7 @@ from embedkit import evaluate
 DATA = Path(__file__).parents[1] / "data"
 RECIPE = DATA / "recipes" / "train_task_encoders.py"
 BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-NAMES = ["minilm-sentiment"]
+NAMES = ["minilm-sentiment", "minilm-ner"]
 TYPES = ["O", "PER", "ORG", "LOC", "MISC"]
 
 
@@ -53,6 +53,28 @@ def test_sentiment_orders_the_reviews(base):
     near, asked = encoder.encode(train["text"]), encoder.encode(test["text"])
     assert evaluate.knn_accuracy(near, train["label"], asked, test["label"]) >= 0.70
     assert evaluate.silhouette(asked, test["label"]) >= 0.10
+
+
+def test_ner_sorts_the_mentions_by_type(base, recipe):
+    """Those of another domain, too."""
+    model, tokenizer = tuned(base, "minilm-ner")
+    asked = {split: recipe.bundled_sentences(split) for split in ("test", "drifted")}
+    near = recipe.bundled_sentences("train")
+    figures = recipe.measure_entities(model, tokenizer, near, asked)
+    assert figures["5-NN, test"] >= 0.78
+    assert figures["5-NN, drifted"] >= 0.66
+    assert min(figures["silhouette, test"], figures["silhouette, drifted"]) >= 0.15
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_takes_the_adapter_by_name(name, base):
+    """The bundled name gives what plain PEFT gives."""
+    model, tokenizer = tuned(base, name)
+    inputs = tokenizer(["Jordan Oil fell."], return_tensors="pt")
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state[0].numpy()
+    encoder = ek.TextEncoder(f"bundled/{name}", pooling="cls", normalize=False, device="cpu")
+    np.testing.assert_allclose(encoder.encode(["Jordan Oil fell."])[0], states[0], atol=1e-5)
 
 
 # The files

@@ -216,7 +216,8 @@ def frozen_states(
     for start in range(0, len(order), 64):
         rows = order[start : start + 64]
         inputs = tokenizer.pad({"input_ids": [ids[row] for row in rows]}, return_tensors="pt")
-        hidden = model(**inputs, output_hidden_states=True).hidden_states[frozen].half()
+        found = model(**inputs.to(model.device), output_hidden_states=True).hidden_states
+        hidden = found[frozen].half().cpu()
         states |= {row: own[: len(ids[row])].clone() for row, own in zip(rows, hidden, strict=True)}
     return [states[row] for row in range(len(ids))]
 
@@ -224,9 +225,9 @@ def frozen_states(
 def upper_states(model: PeftModel, states: list[Tensor]) -> Tensor:
     """Read on from the last frozen layer; gives the last hidden state, (batch, tokens, dim)."""
     frozen = min(model.peft_config["default"].layers_to_transform)
-    hidden = nn.utils.rnn.pad_sequence(states, batch_first=True).float()
+    hidden = nn.utils.rnn.pad_sequence(states, batch_first=True).to(model.device).float()
     lengths = torch.tensor([len(each) for each in states])
-    mask = torch.arange(hidden.shape[1]) < lengths[:, None]
+    mask = (torch.arange(hidden.shape[1]) < lengths[:, None]).to(model.device)
     for layer in model.get_base_model().encoder.layer[frozen:]:
         hidden = layer(hidden, mask[:, None, None, :])
     return hidden
@@ -252,11 +253,12 @@ def batch_loss(model: PeftModel, head: Directions, batch: list[Example]) -> Tens
         own = torch.tensor(each.unit)
         unit[row, : len(own)] = torch.where(own >= 0, own + units, -1)
         units += len(each.allowed)
+    unit = unit.to(hidden.device)
     tokens, owner = hidden[unit >= 0], unit[unit >= 0]
-    sums = torch.zeros(units, hidden.shape[-1]).index_add(0, owner, tokens)
+    sums = hidden.new_zeros(units, hidden.shape[-1]).index_add(0, owner, tokens)
     vectors = sums / torch.bincount(owner, minlength=units)[:, None]
     shares = head(vectors).log_softmax(dim=-1)  # (units, classes)
-    allowed = torch.cat([each.allowed for each in batch])
+    allowed = torch.cat([each.allowed for each in batch]).to(hidden.device)
     right = shares.masked_fill(~allowed, -math.inf).logsumexp(dim=-1)
     return -((1 - SMOOTHING) * right + SMOOTHING * shares.mean(dim=-1)).mean()
 
@@ -310,7 +312,7 @@ def measure_sentiment(
     asked: tuple[list[str], list[int]],
 ) -> dict[str, float]:
     """Measure `[CLS]` vectors: 5-NN from the texts `near` to the texts `asked`, and silhouette."""
-    encoder = ek.TextEncoder(model, processor=tokenizer, pooling="cls", device="cpu")
+    encoder = ek.TextEncoder(model, processor=tokenizer, pooling="cls", device=model.device)
     vectors = [encoder.encode(texts, progress=False) for texts, _ in (near, asked)]
     return {
         "5-NN": ek.evaluate.knn_accuracy(vectors[0], near[1], vectors[1], asked[1]),
@@ -325,7 +327,7 @@ def measure_entities(
     asked: dict[str, Sentences],
 ) -> dict[str, float]:
     """Measure vectors of mentions: 5-NN from those `near` to each of `asked`, and silhouette."""
-    encoder = ek.WordEncoder(model, processor=tokenizer, subwords="mean", device="cpu")
+    encoder = ek.WordEncoder(model, processor=tokenizer, subwords="mean", device=model.device)
 
     def mentions(sentences: Sentences) -> tuple[np.ndarray, list[str]]:
         words, tags = zip(*sentences, strict=True)
@@ -374,6 +376,7 @@ def save(model: PeftModel, folder: Path) -> None:
 def train_sentiment(args: argparse.Namespace, seed: int) -> tuple[PeftModel, dict]:
     """Train on comments, measure, train on reviews, measure again."""
     model, tokenizer = load_base()
+    model.to(args.device)
     near = bundled_reviews("train")
     if args.choose:
         rows = train_test_split(range(len(near[0])), test_size=0.25, random_state=0)
@@ -392,7 +395,7 @@ def train_sentiment(args: argparse.Namespace, seed: int) -> tuple[PeftModel, dic
     ]
     comments = [texts[row] for row in chosen], [labels[row] for row in chosen]
     adapted = add_adapter(model, args.frozen, args.rank)
-    head = Directions(len(SENTIMENTS), model.config.hidden_size)
+    head = Directions(len(SENTIMENTS), model.config.hidden_size).to(args.device)
     print(f"seed {seed}: {len(chosen)} comments")
     examples = text_examples(adapted, tokenizer, *comments)
     train(adapted, head, examples, epochs=args.epochs, lr=args.lr, rng=rng)
@@ -407,6 +410,7 @@ def train_sentiment(args: argparse.Namespace, seed: int) -> tuple[PeftModel, dic
 def train_entities(args: argparse.Namespace, seed: int) -> tuple[PeftModel, dict]:
     """Train on posts, and measure on the bundled sentences, or on other posts."""
     model, tokenizer = load_base()
+    model.to(args.device)
     twitter, wnut = (
         {split: read_conll(path / file) for split, file in files.items()}
         for path, files in (
@@ -423,7 +427,7 @@ def train_entities(args: argparse.Namespace, seed: int) -> tuple[PeftModel, dict
     torch.manual_seed(seed)
     figures = {"untuned": measure_entities(model, tokenizer, near, asked)}
     adapted = add_adapter(model, args.frozen, args.rank)
-    head = Directions(len(TYPES), model.config.hidden_size)
+    head = Directions(len(TYPES), model.config.hidden_size).to(args.device)
     examples = [
         *word_examples(adapted, tokenizer, twitter["train"], knows_misc=False),
         *word_examples(adapted, tokenizer, wnut["train"], knows_misc=True),
@@ -474,10 +478,12 @@ def main() -> None:
         each.add_argument("--choose", action="store_true", help="measure on training data")
         each.add_argument("--output", type=Path, default=DATA / f"minilm-{each.prog.split()[-1]}")
         each.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="first is kept")
-        each.add_argument("--epochs", type=int, default=2)
+        each.add_argument("--epochs", type=int, default=2 if each is sentiment else 4)
         each.add_argument("--lr", type=float, default=5e-4, help="highest learning rate")
-        each.add_argument("--frozen", type=int, default=3, help="lower layers left as they are")
+        frozen = 3 if each is sentiment else 0
+        each.add_argument("--frozen", type=int, default=frozen, help="lower layers left alone")
         each.add_argument("--rank", type=int, default=64)
+        each.add_argument("--device", default="cpu", help="where to train, such as cuda")
     args = parser.parse_args()
     logging.disable_progress_bar()
     if args.evaluate:
