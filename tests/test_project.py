@@ -142,6 +142,9 @@ def test_the_wheel_carries_the_bundled_material(tmp_path):
         "digits/test.parquet",
         "reviews/test.parquet",
         "entities/test.parquet",
+        "minilm-ner/adapter_model.safetensors",
+        "minilm-ner/README.md",
+        "minilm-sentiment/adapter_model.safetensors",
         "vit-glyphs/model.safetensors",
         "vit-glyphs/README.md",
     ):
