@@ -9,6 +9,7 @@ import argparse
 import gc
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def machine(device: str) -> str:
     versions = [
         f"{package} {version(package)}" for package in packages if find_spec(_module(package))
     ]
-    gpu = f"; {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    gpu = "" if device == "cpu" else f"; {torch.cuda.get_device_name(device)}"
     return (
         f"{name}, {torch.get_num_threads()} threads ({flags}){gpu}; {platform.system()}, "
         f"Python {platform.python_version()}; {', '.join(versions)}."
@@ -146,9 +147,10 @@ def write(part: str, text: str, args: argparse.Namespace) -> None:
 
 
 def result(part: str, ending: str, args: argparse.Namespace) -> Path:
-    """Name the file of a result; those of a GPU stand beside those of the CPU."""
+    """Name the file of a result; a GPU's carries its name and stands beside the CPU's."""
     args.results.mkdir(exist_ok=True)
-    return args.results / (part + ("" if args.device == "cpu" else f"-{args.device}") + ending)
+    card = "" if args.device == "cpu" else torch.cuda.get_device_name(args.device)
+    return args.results / ("-".join([part, *re.findall(r"[a-z0-9]+", card.lower())]) + ending)
 
 
 # Material
@@ -255,7 +257,9 @@ def text_candidates(folder: str, texts: list[str], device: str) -> Candidates:
 
     candidates: Candidates = {}
     for dtype in ("float32", "bfloat16"):
-        encoder = ek.TextEncoder(folder, pooling="mean", dtype=dtype, device=device)
+        encoder = ek.TextEncoder(
+            folder, pooling="mean", max_length=LIMIT, dtype=dtype, device=device
+        )
         short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
         candidates[f"embedkit {short}"] = lambda e=encoder: e.encode(texts, progress=False)
         candidates[f"embedkit {short}, padded"] = lambda e=encoder: padded(e)
