@@ -710,6 +710,25 @@ def test_density_is_drawn_as_lines(small):
     assert small._scatter.annotations == []
 
 
+@pytest.mark.fault("a browser without WebGL")
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_map_that_stays_silent_in_a_page_is_drawn_as_a_picture(small, monkeypatch, answers):
+    monkeypatch.setattr(_controls, "SILENCE", 0.05)
+    switch, scatter = small._switches["picture"], small._scatter
+
+    async def page():
+        small._view_count = 1  # a page shows the explorer
+        if answers:
+            scatter.set_trait("dom_element_id", "here")
+        await asyncio.sleep(0.2)
+        assert switch.value is not answers
+        scatter.set_trait("dom_element_id", "late")
+        assert switch.value is False
+
+    asyncio.run(page())
+    assert not switch.value
+
+
 def test_a_still_picture_stands_in_where_there_is_no_webgl(small):
     small._switches["picture"].value = True
     sentence, image = small._picture.children

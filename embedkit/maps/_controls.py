@@ -3,6 +3,7 @@
 Two rows stand above the map, so that it fits a laptop's screen.
 """
 
+import asyncio
 import io
 from typing import Any
 
@@ -18,6 +19,7 @@ from embedkit.maps._views import LARGE, Maps
 from embedkit.maps.plotting import SIZE, plot
 
 TRAVEL = 1.0  # seconds
+SILENCE = 5.0  # seconds: in so long a map that can be drawn has answered
 _HELP = {
     "vectors": "The points travel to another map.",
     "color": "The column that gives the colors.",
@@ -100,6 +102,28 @@ def draw_picture(points: NDArray[np.float32], meaning: Coloring) -> list[widgets
         "filter and <code>select</code> work all the same."
     )
     return [widgets.HTML(sentence), widgets.Image(value=written.getvalue(), width=700)]
+
+
+def show_picture_without_webgl(explorer: Any, scatter: Any, switch: Any) -> None:
+    """Switch the still picture on, where a page shows the explorer and its map stays silent.
+
+    A map that can be drawn tells its place in the page. One that does so late gets the picture
+    switched off again.
+    """
+
+    async def listen() -> None:
+        await asyncio.sleep(SILENCE)
+        if not scatter.dom_element_id:
+            switch.value = True
+            scatter.observe(lambda change: setattr(switch, "value", False), "dom_element_id")
+
+    def opened(change: Any) -> None:
+        if change["new"]:
+            waiting.append(asyncio.get_running_loop().create_task(listen()))
+
+    waiting: list[Any] = []  # a task that nobody holds may vanish
+    explorer.observe(opened, "_view_count")
+    explorer.set_trait("_view_count", 0)  # so that the page counts how often it shows it
 
 
 def new_scatter(count: int, height: int) -> Any:

@@ -129,6 +129,7 @@ class Explorer(widgets.VBox):
         parts |= {"maps": self._side_by_side, "picture": self._picture}
         several = len(maps.vectors) > 1
         super().__init__(_controls.arrange(self._controls, self._switches, parts, several))
+        _controls.show_picture_without_webgl(self, self._scatter, self._switches["picture"])
 
     @property
     def points(self) -> NDArray[np.float32]:
@@ -287,9 +288,9 @@ class Explorer(widgets.VBox):
         if self._shared is not None:
             meaning = Coloring(meaning.classes, [], self._shared.astype(float))
             legend = f"of {_SHARED} neighbours, both spaces share {meaning.legend()}"
-            self._send(self._beside, self._beside_points, meaning, travel=False)
+            self._place(self._beside, self._beside_points, meaning, travel=False)
         self._set("legend", legend)
-        self._send(self._scatter, self._points, meaning, travel)
+        self._place(self._scatter, self._points, meaning, travel)
         # Only now, because a map that is being opened takes no other points.
         pair = [self._scatter] if self._shared is None else [self._scatter, self._beside]
         self._side_by_side.children = pair
@@ -301,7 +302,7 @@ class Explorer(widgets.VBox):
         if self._switches["picture"].value:
             self._picture.children = _controls.draw_picture(self._points, self._meaning)
 
-    def _send(self, scatter: Any, points: NDArray[Any], meaning: Coloring, travel: bool) -> None:
+    def _place(self, scatter: Any, points: NDArray[Any], meaning: Coloring, travel: bool) -> None:
         codes, colors = meaning.colors()
         with scatter.hold_sync():
             scatter.transition_points = travel
