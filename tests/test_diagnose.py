@@ -274,6 +274,32 @@ def test_images(tiny):
     assert ek.diagnose(random)["again"].verdict == "wrong"
 
 
+def test_images_prepared_for_another_model_are_found(tiny):
+    own = ek.ImageEncoder(tiny("vit"))
+    assert ek.diagnose(own)["processor"].value == "the model's own"
+    changed = type(own.processor)(**{**own.processor.to_dict(), "image_std": [0.2, 0.2, 0.2]})
+    found = ek.diagnose(ek.ImageEncoder(tiny("vit"), processor=changed))["processor"]
+    assert (found.verdict, found.value) == ("look", "another image_std")
+
+
+def test_images_of_a_model_without_a_folder_are_not_compared(tiny):
+    own = ek.ImageEncoder(tiny("vit"))
+    alone = ek.ImageEncoder(type(own.model)(own.model.config), processor=own.processor)
+    alone.model.name_or_path = ""
+    assert "processor" not in {check.name for check in ek.diagnose(alone).checks}
+
+
+def test_a_model_of_two_towers_is_asked_for_the_space_they_share(tiny):
+    for settings in ({}, {"pooling": "mean"}):
+        found = ek.diagnose(ek.ImageEncoder(tiny("clip"), **settings))["pooling"]
+        assert found.verdict == "look" and "'projected'" in found.advice
+    shared = ek.diagnose(ek.ImageEncoder(tiny("clip"), pooling="projected"))
+    assert shared["pooling"].verdict == "ok" and shared["normalize"].verdict == "look"
+    scaled = ek.ImageEncoder(tiny("clip"), pooling="projected", normalize=True)
+    assert ek.diagnose(scaled)["normalize"].verdict == "ok"
+    assert "projected" not in ek.diagnose(ek.ImageEncoder(tiny("vit")))["pooling"].advice
+
+
 def test_a_service():
     with Wire() as wire:
         found = ek.diagnose(ek.OpenAIEncoder("m", base_url=wire.url), TEXTS)

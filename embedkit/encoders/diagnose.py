@@ -1,13 +1,11 @@
 """Checks of an encoder and of what it is given, in one table: `diagnose`."""
 
 import copy
-import html
-import textwrap
+import json
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,20 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedkit import pooling as pooling_functions
+from embedkit.encoders._diagnosis import Check, Diagnosis, Verdict
 from embedkit.encoders._forward import body_of
 from embedkit.encoders._inputs import as_sequence
 from embedkit.images import to_rgb
 from embedkit.words import Vectors
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Verdict = Literal["ok", "look", "wrong"]
-
 # Of more inputs than this, so many are drawn.
 _MOST = 256
 # Two vectors of one input may differ by so much of their largest value: rounding.
 _ROUNDING = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
+# What an image processor decides about the numbers that a model gets.
+_PREPARATION = ("do_normalize", "do_rescale", "image_mean", "image_std", "rescale_factor")
 _TEXTS = [
     "The kettle boils.",
     "A heavy rain fell over the harbour all night, and the last ferry stayed at its pier.",
@@ -43,86 +39,6 @@ _TEXTS = [
     "The court adjourned without a verdict.",
     "He learned to whistle before he could read.",
 ]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a diagnosis.
-
-    Attributes
-    ----------
-    name, value : str
-        What was looked at, and what was found.
-    verdict : {"ok", "look", "wrong"}
-        ``"look"`` may be as you want it; ``"wrong"`` hardly can.
-    advice : str
-        What it means, or what to do, in one sentence.
-    """
-
-    name: str
-    value: str
-    verdict: Verdict
-    advice: str
-
-
-class Diagnosis:
-    """What `diagnose` found: a table in a notebook, text in a terminal.
-
-    Attributes
-    ----------
-    title : str
-        The encoder.
-    checks : list of Check
-    verdict : {"ok", "look", "wrong"}
-        The worst of all checks.
-    """
-
-    def __init__(self, title: str, checks: list[Check]) -> None:
-        self.title, self.checks = title, checks
-        verdicts = {check.verdict for check in checks}
-        self.verdict: Verdict = next(v for v in ("wrong", "look", "ok") if v in verdicts)  # type: ignore[assignment]
-
-    def __getitem__(self, name: str) -> Check:
-        """Give the check of a name."""
-        found = {check.name: check for check in self.checks}
-        if name not in found:
-            raise KeyError(f"no check {name!r}; there are {', '.join(found)}")
-        return found[name]
-
-    def __repr__(self) -> str:
-        """Show the checks as text, the advice under each."""
-        lines = [self._summary()]
-        for check in self.checks:
-            lines.append(f"{check.verdict:<6}{check.name:<23}{check.value}")
-            lines += [" " * 29 + line for line in textwrap.wrap(check.advice, 70)]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        colors = {"ok": "#009E73", "look": "#E69F00", "wrong": "#D55E00"}
-        cell = '<td style="text-align:left;vertical-align:top{}">{}</td>'
-        rows = "".join(
-            "<tr>"
-            + cell.format(f";border-left:4px solid {colors[c.verdict]}", html.escape(c.verdict))
-            + "".join(cell.format("", html.escape(text)) for text in (c.name, c.value, c.advice))
-            + "</tr>"
-            for c in self.checks
-        )
-        head = "".join(
-            f'<th scope="col" style="text-align:left">{name}</th>'
-            for name in ("verdict", "check", "value", "what to do")
-        )
-        caption = f'<caption style="text-align:left">{html.escape(self._summary())}</caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-    def _summary(self) -> str:
-        counts = Counter(check.verdict for check in self.checks)
-        return f"{self.title}: " + ", ".join(f"{counts[v]} {v}" for v in ("ok", "look", "wrong"))
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Make a table: one row per check, with its name, value, verdict and advice."""
-        import pandas as pd
-
-        return pd.DataFrame([vars(check) for check in self.checks])
 
 
 def diagnose(encoder: Any, inputs: Any = None) -> Diagnosis:
@@ -201,18 +117,34 @@ def _settings(encoder: Any) -> Iterator[Check]:
         advice = "The model's repository says nothing: compare poolings on your own data."
         if theirs:
             advice = f"The model's repository says {theirs!r}, which `pooling='auto'` takes."
+        shares = bool(encoder.features) and hasattr(encoder.model, encoder.features)
+        if shares:
+            advice = "Only `pooling='projected'` lies in the space that texts and images share."
         yield _check(
             "pooling",
             f"{name} ({reason or 'you chose it'})",
             advice,
-            look=theirs not in (None, pooling) or (theirs is None and bool(reason)),
+            look=theirs not in (None, pooling)
+            or (theirs is None and bool(reason))
+            or (shares and pooling != "projected"),
         )
-    if published.normalize:
+    if published.normalize or pooling == "projected":
         yield _check(
             "normalize",
             str(encoder.normalize),
             "The model's authors scale its vectors to length 1: `normalize=True` does it.",
             look=not encoder.normalize,
+        )
+    file = Path(encoder.model.name_or_path) / "preprocessor_config.json"
+    if hasattr(encoder, "prepare") and file.is_file():
+        own = json.loads(file.read_text(encoding="utf-8"))
+        given = json.loads(encoder.processor.to_json_string())
+        other = [key for key in _PREPARATION if key in own and own[key] != given.get(key)]
+        yield _check(
+            "processor",
+            f"another {', '.join(other)}" if other else "the model's own",
+            "The model was trained on images prepared in another way: use its own processor.",
+            look=bool(other),
         )
 
 
