@@ -166,13 +166,16 @@ RUNS = {
         "lesson": "02", "MODEL": "me/gpt2", "DATA": "me/configured", "CONFIG": "emotion",
     },
     "04 with a classifier, tags as strings": {
-        "lesson": "04", "MODEL": "me/bert-classifier", "DATA": "me/conll",
+        "lesson": "04", "MODEL": "me/bert-classifier", "TUNED": "me/bert-classifier",
+        "DATA": "me/conll",
     },
     "04 with a ModernBERT, other columns": {
         "lesson": "04", "MODEL": "me/modernbert", "DATA": "me/wnut",
         "COLUMNS": {"words": "tokens", "tags": "ner_tags"},
     },
-    "04 with a GPT-2": {"lesson": "04", "MODEL": "me/gpt2", "DATA": "me/conll"},
+    "04 with a GPT-2 and a ModernBERT": {
+        "lesson": "04", "MODEL": "me/gpt2", "TUNED": "me/modernbert", "DATA": "me/conll",
+    },
 }  # fmt: skip
 
 
@@ -244,12 +247,7 @@ def lesson_cells(lesson, **parameters):
     return cells
 
 
-# By hand, the lesson tokenizes lists of words, in which ModernBERT's tokenizer sees no spaces.
-BY_HAND = pytest.mark.xfail(reason="lesson 04 by hand reads words without their leading spaces")
-MARKS = {"04 with a ModernBERT, other columns": BY_HAND}
-
-
-@pytest.mark.parametrize("run", [pytest.param(run, marks=MARKS.get(run, ())) for run in RUNS])
+@pytest.mark.parametrize("run", RUNS)
 def test_a_lesson_runs_with_stand_ins(run, executed):
     missing = unknown_parameters(**RUNS[run])
     if missing:

@@ -218,6 +218,11 @@ def test_words(lessons):
     assert mark.inner_text() == lesson.run(f"print(mentions['train'].word[{row}])")
     assert len(preview) > len(mark.inner_text())
 
+    trust, before = lesson.text("trust"), np.array(lesson.points())
+    lesson.choose("vectors", "tuned")
+    trust = lesson.wait_for_other("trust", trust)
+    assert np.abs(np.array(lesson.points()) - before).max() > 0.1
+
     lesson.type("find", "Jordan")
     lesson.wait_for_text("answer", "rows contain “Jordan”")
     found = set(lesson.run("print(*explorer.selection['word'], sep=',')").split(","))
@@ -226,10 +231,8 @@ def test_words(lessons):
     assert marks and "Jordan" in marks[0]
     photograph(lesson, "04")
 
-    trust, before = lesson.text("trust"), np.array(lesson.points())
-    lesson.choose("vectors", "static")
+    lesson.choose("vectors", "name alone")
     lesson.wait_for_other("trust", trust)
-    assert np.abs(np.array(lesson.points()) - before).max() > 0.1
 
     lesson.choose("map", "PCA")
     lesson.wait_for_other("trust", lesson.text("trust"))
