@@ -141,13 +141,14 @@ def test_what_a_lesson_prints_beside_its_cells_goes_to_its_log(build, tmp_path, 
 
 def test_a_map_that_a_lesson_saves_stands_in_its_page(build, tmp_path, monkeypatch):
     write(tmp_path / "01_one.ipynb")
-    save = "from pathlib import Path\nPath('build/executed/02_two_map.html').write_text('a map')"
+    save = "from pathlib import Path\nPath('02_two_map.html').write_text('a map')"
     write(tmp_path / "02_two.ipynb", new_code_cell(save))
     run(build, monkeypatch)
     site = tmp_path / "build" / "site"
     assert (site / "02_two_map.html").read_text() == "a map"
     assert '<iframe src="02_two_map.html"' in (site / "02_two.html").read_text()
     assert "<iframe" not in (site / "01_one.html").read_text()
+    assert not (tmp_path / "02_two_map.html").exists()  # nothing is left beside the lessons
 
 
 @pytest.mark.fault("interruptions")

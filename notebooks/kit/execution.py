@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -76,8 +77,9 @@ def run(
         lesson.failure = str(error)
     else:
         lesson.notebook, lesson.seconds = executed, time.perf_counter() - begun
-        map_page = folder / f"{path.stem}_map.html"
-        lesson.map_page = map_page if map_page.exists() else None
+        saved = path.with_name(f"{path.stem}_map.html")
+        if saved.exists():
+            lesson.map_page = Path(shutil.move(saved, folder / saved.name))
     lesson.ended = datetime.now()
     return lesson
 
@@ -103,7 +105,6 @@ def execute(
     if threads:  # several kernels with threads for all cores get into each other's way
         env.setdefault("OMP_NUM_THREADS", str(threads))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{path.stem}_map.html").unlink(missing_ok=True)
     client = NotebookClient(
         notebook,
         timeout=None,
