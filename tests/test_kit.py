@@ -32,6 +32,8 @@ def test_a_slide_shows_the_question_and_keeps_the_text_for_the_speaker():
     assert "The map" in before and "which <em>one</em>?" in before
     assert "Long prose" not in before and "So then" not in before
     assert "Long prose" in notes and "A model reads" in notes
+    numbered = deck(lesson(*[new_markdown_cell("## 2. Search\n\nIt finds.", metadata=slide)] * 2))
+    assert "<h2>2. Search</h2>" in numbered
 
 
 def test_gist_prefers_questions_then_lists_then_the_first_paragraph():

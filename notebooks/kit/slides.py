@@ -42,7 +42,8 @@ def deck(lesson: Lesson) -> str:
             body = output(cell, settings.get("line"))
         if settings.get("slide_type") == "slide":
             level = "h2" if slides else "h1"
-            title = f"<{level}>{markdown2html(plain(above)).strip()[3:-4]}</{level}>"
+            above = re.sub(r"^(\d+)\.", r"\1\\.", plain(above))  # a number, no list
+            title = f"<{level}>{markdown2html(above).strip()[3:-4]}</{level}>"
             slides.append(f"{title}{body}{notes}")
         elif settings.get("slide_type") == "fragment":
             slides[-1] += f'<div class="fragment">{body}</div>{notes}'
