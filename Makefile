@@ -20,9 +20,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := lab,slides,bundled,openai,server,ray,dev
-# The tests run one by one. WORKERS="-n auto --dist loadfile" runs the files side by side, which is
-# quicker; a few tests of servers and signals then lack the calm that they measure.
-WORKERS ?=
+# Two files of tests run side by side, in the order that tests/conftest.py gives them. On a machine
+# with more cores and 3 GB of memory for each, WORKERS="-n 4 --dist loadfile" is quicker; WORKERS= runs
+# them one by one.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOK ?=
 RUN_ARGS := $(if $(NOTEBOOK),--only $(NOTEBOOK)) $(if $(MODEL),-p MODEL $(MODEL)) $(if $(DATA),-p DATA $(DATA))
 

@@ -260,17 +260,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
-LONGEST = ("test_lessons_in_lab", "09_scaling_out", "07_fine_tuning", "test_ray", "05_four_ways",
-           "test_architectures", "06_layers", "08_drift", "01_image", "runs_and_its_checks",
-           "test_stand_ins")  # fmt: skip
+LONGEST = (
+    "test_lessons_in_lab", "09_scaling_out", "07_fine_tuning", "test_ray", "test_pages",
+    "test_architectures", "test_lesson_0", "test_stand_ins", "test_server_faults",
+)  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one worker, which shares their fixtures; a lesson is its own."""
-    for item in items:
-        alone = item.nodeid if "runs_and_its_checks" in item.name else item.path.name
-        item.add_marker(pytest.mark.xdist_group(alone))
+    """Put files that take longest first; each is run by one worker, whose fixtures it shares."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: min((place[n] for n in LONGEST if n in item.nodeid), default=99))
 
