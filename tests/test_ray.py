@@ -1,24 +1,16 @@
-"""Ray: encoders as they are on its workers, and the job that ends whatever is killed."""
+"""Ray: encoders as they are on its workers, and the job that ends whatever is killed.
 
-import contextlib
-import importlib.util
-import io
+`test_job` tries what the job does without a cluster.
+"""
+
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
-
-# Before Ray is imported: no report to its makers, no port open to other machines, no file at home.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import duckdb
 import numpy as np
@@ -26,23 +18,24 @@ import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
 import embedkit as ek
 from tests.conftest import picture, sentence
+from tests.test_job import SCRIPT, as_file, s3  # noqa: F401 - it also keeps Ray to this machine
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 BlockAccessor = pytest.importorskip("ray.data.block").BlockAccessor
 pytestmark = pytest.mark.slow  # the cluster alone takes seconds to start
-SCRIPT = Path(__file__).parents[1] / "examples" / "embed_on_ray.py"
 REAL = "bundled/all-MiniLM-L6-v2"  # it takes long enough to be disturbed
 ROWS, BLOCK = 600, 20
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(s3):  # noqa: F811 - so that its workers know the object store
     """Start Ray on this machine, for all tests; leave no file behind."""
     # Ray's sockets need a shorter path than pytest's own folders, and those of macOS, give.
     folder = tempfile.mkdtemp(dir="/tmp" if sys.platform == "darwin" else None)
@@ -72,14 +65,6 @@ def cluster():
 def texts():
     generator = np.random.default_rng(5)
     return [sentence(int(n), generator) for n in generator.integers(1, 40, ROWS)]
-
-
-@pytest.fixture
-def table(texts, tmp_path):
-    path = tmp_path / "in.parquet"
-    ids = [f"row {number}" for number in range(ROWS)]
-    pq.write_table(pa.table({"name": ids, "body": texts, "other": range(ROWS)}), path)
-    return path
 
 
 # The encoder as it is
@@ -139,12 +124,6 @@ def test_words_are_lists_of_vectors_and_threads_as_many_as_granted(cluster, tiny
     np.testing.assert_allclose(flat, expected.vectors, rtol=0, atol=1e-5)
 
 
-def as_file(image):
-    file = io.BytesIO()
-    image.save(file, "png")
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("batch_format", ["numpy", "pandas", "pyarrow"])
 def test_images_come_as_files_as_datasets_keeps_them_or_as_arrays(tiny, batch_format):
     pictures = [picture(number) for number in range(3)]
@@ -164,47 +143,24 @@ def test_images_come_as_files_as_datasets_keeps_them_or_as_arrays(tiny, batch_fo
 # The job
 
 
-def start(table, out, model, cluster, *more):
-    command = [sys.executable, SCRIPT, table, out, "--model", model, "--pooling", "mean"]
+def start(source, out, model, cluster, *more):
+    command = [sys.executable, SCRIPT, source, out, "--model", model]
     command += ["--id", "name", "--column", "body", "--batch-size", str(BLOCK), *more]
     command += ["--address", cluster] if cluster else []
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.fixture
-def refused(monkeypatch, capsys):
-    """Run the job in this process until it stops, which has to be before Ray starts."""
-    spec = importlib.util.spec_from_file_location("embed_on_ray", SCRIPT)
-    job = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(job)
-
-    def never(*_, **__):
-        raise AssertionError("Ray was started")
-
-    def run(table, out, model, *more):
-        command = [SCRIPT, table, out, "--model", model, "--pooling", "mean"]
-        command += ["--id", "name", "--column", "body", *more]
-        monkeypatch.setattr(sys, "argv", [str(each) for each in command])
-        monkeypatch.setattr(ray, "init", never)
-        with pytest.raises(SystemExit) as stopped:
-            job.main()
-        assert stopped.value.code not in (0, None)
-        return f"{stopped.value.code} {capsys.readouterr().err}"
-
-    return run
-
-
 def finish(job):
+    """Wait for the end; give what was said, and the summary."""
     said, _ = job.communicate(timeout=240)
     assert job.returncode == 0, said
-    return said
+    return said, json.loads(said.splitlines()[-1])
 
 
-def wait_for_parts(out, count, job):
-    while len(parts := list(out.glob("*.parquet"))) < count:
+def wait_for_parts(list_parts, count, job):
+    while len(list_parts()) < count:
         assert job.poll() is None, job.communicate()
         time.sleep(0.02)
-    return parts
 
 
 def workers_of(process):
@@ -215,80 +171,78 @@ def workers_of(process):
     ]
 
 
-def check(out, encoder, texts):
-    """Every id stands there once, with the vector that `encode` gives."""
-    found = pads.dataset(out, format="parquet").to_table().to_pandas()
-    assert sorted(found["name"]) == sorted(f"row {number}" for number in range(ROWS))
-    found = found.set_index("name").loc[[f"row {number}" for number in range(ROWS)]]
-    vectors = np.stack(found["embedding"])
-    np.testing.assert_allclose(vectors, encoder.encode(texts), rtol=0, atol=1e-5)
-    assert sorted(each.suffix for each in out.iterdir()) == [".parquet"] * len(list(out.iterdir()))
+def put(texts, path, files=None):
+    ids = [f"row {number}" for number in range(len(texts))]
+    pq.write_table(pa.table({"name": ids, "body": texts}), path, filesystem=files)
 
 
-def test_a_killed_worker_changes_nothing(cluster, tiny, texts, table, tmp_path):
-    out = tmp_path / "out"
-    job = start(table, out, REAL, cluster)
-    wait_for_parts(out, 2, job)
-    killed = workers_of(os.getpid())
-    killed[0].kill()
-    done = len(list(out.glob("*.parquet")))
-    assert done < ROWS // BLOCK, "it was over too soon to be disturbed"
-    finish(job)
-    check(out, ek.TextEncoder(REAL, pooling="mean"), texts)
+@pytest.mark.fault("job")
+def test_three_deaths_lose_no_row_and_double_none(cluster, texts, s3):  # noqa: F811
+    """To an object store, with bad rows among them: a worker, then the job, twice."""
+    rows, dice = [*texts], np.random.default_rng(int(time.time()))
+    bad = {int(row) for row in dice.choice(ROWS, 7, replace=False)}
+    for row in bad:
+        rows[row] = None
+    s3.create_dir("bucket/many/in")
+    for number in range(3):  # files
+        ids = [f"row {row}" for row in range(number, ROWS, 3)]
+        table = pa.table({"name": ids, "body": rows[number::3]})
+        pq.write_table(table, f"bucket/many/in/{number}.parquet", filesystem=s3)
+
+    def parts():
+        found = s3.get_file_info(pafs.FileSelector("bucket/many/out/vectors", allow_not_found=True))
+        return [info.path for info in found if info.path.endswith(".parquet")]
+
+    paths = "s3://bucket/many/in", "s3://bucket/many/out"
+    job = start(*paths, REAL, cluster)
+    while s3.get_file_info("bucket/many/out/lock.json").type != pafs.FileType.File:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    second = start(*paths, REAL, cluster)  # at the same time
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 1 and "has been writing there since" in said
+    wait_for_parts(parts, dice.integers(2, 6), job)
+    workers_of(os.getpid())[0].kill()
+    for some in (8, 14):
+        wait_for_parts(parts, some + dice.integers(0, 4), job)
+        assert len(parts()) < ROWS // BLOCK, "it was over too soon to be disturbed"
+        job.kill()
+        job.wait()
+        job = start(*paths, REAL, cluster, "--take-over")
+    said, summary = finish(job)
+    assert "and it is no more. Taken over." in said
+    assert 0 < summary["embedded"] < ROWS - BLOCK
+    assert (summary["vectors"], summary["rejected"]) == (ROWS - len(bad), len(bad))
+
+    found = pads.dataset("bucket/many/out/vectors", filesystem=s3).to_table().to_pandas()
+    good = [row for row in range(ROWS) if row not in bad]
+    assert sorted(found["name"]) == sorted(f"row {row}" for row in good)
+    vectors = np.stack(found.set_index("name").loc[[f"row {row}" for row in good]]["embedding"])
+    expected = ek.TextEncoder(REAL).encode([texts[row] for row in good])
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-5)
+    rejected = pads.dataset("bucket/many/out/rejected", filesystem=s3).to_table().to_pylist()
+    assert {each["name"] for each in rejected} == {f"row {row}" for row in bad}
+    assert {each["reason"] for each in rejected} == {"it is None; it has to be a str"}
 
 
-def test_a_killed_job_is_taken_up_where_it_was(tiny, texts, table, tmp_path):
-    """With a cluster of its own, which dies with it."""
-    out, model = tmp_path / "out", REAL
-    job = start(table, out, model, None)
-    wait_for_parts(out, 2, job)
-    left_over = psutil.Process(job.pid).children(recursive=True)
-    # Two agents of Ray's look only now and then whether their cluster is still there.
-    agents = [each for each in left_over if "Agent" in each.name()]
-    job.kill()
-    job.wait()
-    _, alive = psutil.wait_procs([each for each in left_over if each not in agents], timeout=30)
-    assert not alive
-    for agent in agents:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            agent.kill()
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    assert 2 <= len(before) < ROWS // BLOCK
-    half = out / "0badf00d-000000.parquet"  # as a run that did not rename would leave it
-    half.write_bytes(next(iter(before)).read_bytes()[:-20])
-
-    said = finish(start(table, out, model, None))
-    assert f"{BLOCK * len(before)} of them done before" in said
-    assert f"{half.name} is not whole" in said
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    half.with_name(f"{half.name}.unreadable").unlink()
-    check(out, ek.TextEncoder(model, pooling="mean"), texts)
-
-    said = finish(start(table, out, model, "127.0.0.1:1"))  # it needs no cluster any more
-    assert f"{ROWS} of them done before" in said
-
-
-def test_others_can_read_it(cluster, tiny, texts, table, tmp_path):
-    out = tmp_path / "out"
-    finish(
-        start(
-            table,
-            out,
-            tiny("bert"),
-            cluster,
-            "--store",
-            "float16",
-            "--layers",
-            "1",
-            "2",
-            "--workers",
-            "1",
+@pytest.mark.fault("job")
+def test_with_a_cluster_of_its_own_others_can_read_it(tiny, texts, tmp_path):
+    """It may grow by itself, and is given the token of the Hub, of which nothing is heard."""
+    put(texts, tmp_path / "in.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_a-secret-token")
+        more = ["--store", "float16", "--layers", "1", "2", "--pooling", "mean"]
+        out = tmp_path / "out"
+        job = start(
+            tmp_path / "in.parquet", out, tiny("bert"), None, *more, "--concurrency", "1", "2"
         )
-    )
+        said, summary = finish(job)
+    assert "a-secret" not in said
+    assert summary["vectors"] == ROWS and summary["tokens_per_second"] > 0
     encoder = ek.TextEncoder(tiny("bert"), pooling="mean", layers=[1, 2])
     expected = dict(zip((f"row {n}" for n in range(ROWS)), encoder.encode(texts), strict=True))
 
-    schema = pq.read_schema(next(out.glob("*.parquet")))
+    schema = pq.read_schema(next((out / "vectors").glob("*.parquet")))
     assert schema.field("embedding").type == pa.list_(pa.float16(), 32)
     made_by = json.loads(schema.metadata[b"embedkit"])
     assert re.fullmatch("[0-9a-f]{64}", made_by.pop("files"))  # a digest of the model's folder
@@ -297,13 +251,16 @@ def test_others_can_read_it(cluster, tiny, texts, table, tmp_path):
         "model": tiny("bert"),
         "revision": None,
         "pooling": "mean",
+        "pooled": "mean",
+        "normalized": False,
         "layers": [1, 2],
         "dtype": "float32",
         "column": "body",
+        "id": "name",
         "stored": "float16",
     }
-    files = str(out / "*.parquet")
-    frame = pd.read_parquet(out)
+    files = str(out / "vectors" / "*.parquet")
+    frame = pd.read_parquet(out / "vectors")
     in_duckdb = duckdb.sql(f"select name, embedding from '{files}'").fetchall()
     data = load_dataset("parquet", data_files=files, split="train")
     for rows in (
@@ -317,143 +274,34 @@ def test_others_can_read_it(cluster, tiny, texts, table, tmp_path):
             np.testing.assert_allclose(vector, expected[name], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"name": ["a", "a", "b"]}, "1 rows have the 'name' of another"),
-        ({"name": ["a", None, "b"]}, "1 rows have no 'name'"),
-        ({"named": ["a", "b", "c"]}, "no column 'name' can be read"),
-    ],
-)
-def test_ids_that_tell_nothing_apart_are_refused(refused, tiny, tmp_path, change, complaint):
-    pq.write_table(pa.table({**change, "body": ["x", "y", "z"]}), tmp_path / "in.parquet")
-    assert complaint in refused(tmp_path / "in.parquet", tmp_path / "out", tiny("bert"))
-
-
-def part(path, **made_by):
-    """Write a part as the job does."""
-    table = pa.table({"name": ["row 1"], "embedding": [[0.0] * 32]})
-    pq.write_table(table.replace_schema_metadata({"embedkit": json.dumps(made_by)}), path)
-
-
-def made_with(folder, **changed):
-    settings = {"encoder": "TextEncoder", "column": "body", "model": folder, "layers": -1}
-    return {**settings, "dtype": "float32", "pooling": "mean", "stored": "float32", **changed}
-
-
-@pytest.mark.bad_input("job")
-@pytest.mark.parametrize("changed", [{"pooling": "cls"}, {"model": "other"}, {"layers": [1]}])
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_vectors_of_two_kinds_do_not_mix(refused, tiny, table, tmp_path, changed, place):
-    """Every part is looked at."""
-    out = tmp_path / "out"
-    out.mkdir()
-    for number in range(3):
-        kind = made_with(tiny("bert"), **(changed if number == place else {}))
-        part(out / f"0badf00d-00000{number}.parquet", **kind)
-    said = refused(table, out, tiny("bert"))
-    assert f"0badf00d-00000{place}.parquet holds vectors made with" in said
-
-
-@pytest.mark.bad_input("job")
-def test_new_weights_in_the_folder_of_the_model_do_not_mix_with_old_ones(
-    cluster, tiny, table, tmp_path
-):
-    model, out = tmp_path / "model", tmp_path / "out"
-    shutil.copytree(tiny("bert"), model)
-    finish(start(table, out, model, cluster, "--workers", "1"))
-    parts = sorted(out.glob("*.parquet"))
-    parts[0].unlink()  # so that there is something left to do
-    weights = model / "model.safetensors"
-    changed = bytearray(weights.read_bytes())
-    changed[-1] ^= 1
-    weights.write_bytes(changed)
-    job = start(table, out, model, cluster, "--workers", "1")
-    said, _ = job.communicate(timeout=240)
-    assert job.returncode == 1 and "holds vectors made with files" in said
-    assert sorted(out.glob("*.parquet")) == parts[1:]
-
-
-STRANGERS = {
-    "a draft": "_unfinished/notes.txt",
-    "a draft in a folder": "_unfinished/0badf00d/chapter",
-    "a table": "table.parquet",
-    "a broken table": "broken.parquet",
-}
-
-
-@pytest.mark.bad_input("job")
-@pytest.mark.parametrize("name", STRANGERS.values(), ids=STRANGERS)
-def test_files_of_others_stay_as_they_are(refused, tiny, table, tmp_path, name):
-    out = tmp_path / "out"
-    ours = out / "_unfinished" / "0badf00d" / ("0" * 32)
-    for path in (ours, out / name):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"mine")
-    if name == "table.parquet":
-        pq.write_table(pa.table({"name": ["a"], "embedding": [[0.0]]}), out / name)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    said = refused(table, out, tiny("bert"))
-    assert f"{name} was not written by this job" in said
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.bad_input("job")
-@pytest.mark.parametrize("way", ["itself", "within", "around", "by ..", "by a link", "file"])
-def test_nothing_is_written_beside_the_input(refused, tiny, table, tmp_path, way):
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    table.rename(folder / "in.parquet")
-    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
-    source = folder / "in.parquet" if way == "file" else folder
-    out = {
-        "itself": folder, "within": folder / "vectors", "around": tmp_path, "file": folder,
-        "by ..": tmp_path / "other" / ".." / "texts", "by a link": tmp_path / "link" / "vectors",
-    }[way]  # fmt: skip
-    before = sorted(tmp_path.rglob("*"))
-    assert "is the input, holds it or lies in it" in refused(source, out, tiny("bert"))
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.bad_input("job")
-@pytest.mark.parametrize(
-    ("setting", "complaint"),
-    [
-        (("--workers", "0"), "--workers: '0': give a whole number of 1 or more"),
-        (("--workers", "two"), "--workers: 'two': give a whole number"),
-        (("--batch-size", "-5"), "--batch-size: '-5': give a whole number"),
-        (("--batch-size", "1.5"), "--batch-size: '1.5': give a whole number"),
-        (("--cpus", "0"), "--cpus: '0': give a whole number"),
-        (("--gpus", "-1"), "--gpus: -1.0: give 0 or more"),
-        (("--gpus", "nan"), "--gpus: nan: give 0 or more"),
-        (("--column", "boby"), "no column 'boby'; choose from name, body, other"),
-        (("--id", "nmae"), "no column 'nmae' can be read"),
-    ],
-)
-def test_a_wrong_setting_is_refused_before_ray_has_started(
-    refused, tiny, table, tmp_path, setting, complaint
-):
-    out = tmp_path / "out"
-    ours = out / "_unfinished" / "0badf00d" / ("0" * 32)
-    ours.parent.mkdir(parents=True)
-    ours.write_bytes(b"a draft of before")
-    assert complaint in refused(table, out, tiny("bert"), *setting)
-    assert ours.exists()
-
-
-def test_a_row_that_is_no_text_is_told_in_one_sentence(cluster, tiny, tmp_path):
-    path = tmp_path / "in.parquet"
-    pq.write_table(pa.table({"name": ["a", "b"], "body": ["the kettle", None]}), path)
-    job = start(path, tmp_path / "out", tiny("bert"), cluster, "--workers", "1")
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode == 1
-    assert said.rstrip().endswith("text 1 is None; it has to be a str")
-
-
-def test_a_wrong_setting_is_told_in_one_sentence(cluster, tiny, table, tmp_path):
-    job = start(table, tmp_path / "out", tiny("bert"), cluster, "--pooling", "meen")
+def test_a_wrong_setting_is_told_in_one_sentence(cluster, tiny, texts, tmp_path):
+    put(texts, tmp_path / "in.parquet")
+    job = start(
+        tmp_path / "in.parquet", tmp_path / "out", tiny("bert"), cluster, "--pooling", "meen"
+    )
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1
     assert said.rstrip().endswith(
         "unknown pooling; choose from cls, last, max, mean, or pass a function"
     )
+    assert not (tmp_path / "out" / "lock.json").exists()
+
+
+@pytest.mark.fault("job")
+def test_an_error_that_is_no_rows_fault_is_told_in_one_sentence(cluster, tiny, texts, tmp_path):
+    """The file of the model is another than the one that made what is there."""
+    put(texts[:40], tmp_path / "in.parquet")
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny("bert"), model)
+    finish(start(tmp_path / "in.parquet", out, model, cluster, "--concurrency", "1"))
+    parts = sorted((out / "vectors").iterdir())
+    parts[0].unlink()  # so that there is something left to do
+    weights = model / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    job = start(tmp_path / "in.parquet", out, model, cluster, "--concurrency", "1")
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 1
+    assert "a worker stopped: ValueError" in said and "holds vectors made with files" in said
+    assert sorted((out / "vectors").iterdir()) == parts[1:]
