@@ -1,6 +1,7 @@
 """Lesson 07: its loop trains the upper layers alone, and its comparisons are like with like."""
 
 import copy
+import os
 import re
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def definitions(source):
 @pytest.fixture(scope="module")
 def lesson():
     """The lesson's own functions, around the bundled model and some of the reviews."""
-    names = {}
+    names = {"os": os}  # its set-up cell imports it
     for beginning in READ:
         source = cell(beginning).source
         exec(source.replace(".shuffle(seed=0)", ".shuffle(seed=0).select(range(160))"), names)
