@@ -148,7 +148,7 @@ def test_a_pickled_encoder_packs_too(folder):
     encoder = ek.TextEncoder(folder("bert"))
     again = pickle.loads(pickle.dumps(encoder))
     assert max(calls(again, lambda: again.encode(texts()))) == 1
-    np.testing.assert_allclose(again.encode(texts()), encoder.encode(texts()), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(again.encode(texts()), encoder.encode(texts()), rtol=0, atol=1e-5)
 
 
 def test_a_decoder_is_left_alone():
