@@ -4,7 +4,11 @@ What a reader sees and touches is in tests/browser.
 """
 
 import asyncio
+import io
 import re
+import socket
+import struct
+import zlib
 from html.parser import HTMLParser
 
 import ipywidgets
@@ -708,6 +712,49 @@ def test_density_is_drawn_as_lines(small):
     np.testing.assert_allclose(ends, 0, atol=1e-9)  # closed: none is cut at the frame
     control(small, "density").value = False
     assert small._scatter.annotations == []
+
+
+def png(width, height):
+    """Write the head of an image of this size, with hardly any pixels behind it."""
+
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.bad_input("images in the explorer")
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"bytes": png(40_000, 40_000), "path": None}, "would fill the memory"),
+        ({"bytes": b"abc", "path": None}, "no image file that Pillow can read"),
+        ({"bytes": None, "path": "nowhere/x.png"}, "there is no file nowhere/x.png"),
+        ({"bytes": None, "path": "{server}/x.png"}, "there is no file http://127.0.0.1"),
+    ],
+    ids=["a bomb", "no image", "gone", "an address"],
+)
+def test_an_image_of_a_dataset_that_cannot_be_shown_is_named(image, said, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        if image["path"]:
+            address = f"http://127.0.0.1:{server.getsockname()[1]}"
+            image = {**image, "path": image["path"].format(server=address)}
+        written = io.BytesIO()
+        picture(1).save(written, "PNG")
+        rows = [{"bytes": written.getvalue(), "path": None}, image]
+        data = Dataset.from_dict({"image": rows}).cast_column("image", Image())
+        widget = ek.explore(np.eye(2), data, points=np.eye(2))
+        widget.select([0, 1])
+        widget._scatter.hovering = 1
+        assert said in shown(widget, "hover") and "row 1" in shown(widget, "hover")
+        assert widget._text["selection"].value.count("<img") >= 1  # the other is shown
+        assert widget.save(tmp_path / "map.html").exists()
+        with pytest.raises(TimeoutError):
+            server.accept()  # nobody asked
 
 
 @pytest.mark.fault("a browser without WebGL")

@@ -188,6 +188,9 @@ def read(data: Any, words: WordVectors | None = None) -> Rows:
             if isinstance(feature, ClassLabel):
                 codes = pd.Series(frame[name]).fillna(-1).astype(int)
                 frame[name] = pd.Categorical.from_codes(codes.where(codes >= 0, -1), feature.names)
+        if images and isinstance(data.features[images[0]], Image):
+            # Opened here, one by one: datasets would follow an address, and open a bomb.
+            data = data.cast_column(images[0], Image(decode=False))
         pictures = data.with_format(None)[images[0]] if images else None
     else:
         if isinstance(data, list | tuple | np.ndarray):  # texts, or sentences as lists of words
