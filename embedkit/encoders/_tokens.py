@@ -13,6 +13,7 @@ from embedkit.encoders._base import Encoder
 from embedkit.encoders._batches import MAX_TOKENS, by_length
 from embedkit.encoders._forward import call, reading
 from embedkit.encoders._inputs import ranges, warn
+from embedkit.loading.models import vocabulary_size
 
 Spans = NDArray[np.intp]  # (n, 2): where sequences start and stop among tokens laid end to end
 
@@ -84,7 +85,7 @@ class TokenEncoder(Encoder):
         self._keys = told & {"input_ids", "attention_mask", "token_type_ids"}
         # Decoders would keep keys and values of every token, which nobody reads: gigabytes.
         self._switches = {"use_cache": False} if "use_cache" in accepted else {}
-        self._vocabulary = _vocabulary_size(self.body)
+        self._vocabulary = vocabulary_size(self.body)
         pad = self.processor.pad_token_id
         if pad is None or pad >= (self._vocabulary or _NO_LIMIT):
             # GPT-2 has none; the mask hides whatever stands there.
@@ -266,14 +267,6 @@ def real_states(
     for rows, hidden, mask in batches:
         for row, states, count in zip(rows.tolist(), hidden, mask.sum(dim=1), strict=True):
             yield row, states[:count]
-
-
-def _vocabulary_size(model: Any) -> int | None:
-    """Count the tokens that a model knows; None if it does not tell."""
-    try:
-        return getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except (NotImplementedError, AttributeError):
-        return None
 
 
 def _length_limit(model: Any, tokenizer: Any) -> int:

@@ -98,12 +98,8 @@ def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
             raise files.Refusal(f"its {name} holds NaN or infinite values; download it again")
 
 
-def check_vocabulary(tokenizer: Any, model: PreTrainedModel) -> None:
-    """Refuse a tokenizer whose ids run past the model's table of tokens."""
-    try:
-        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # of two towers, which has the table is not said
-        return
+def check_vocabulary(tokenizer: Any, rows: int | None) -> None:
+    """Refuse a tokenizer whose ids run past the rows of the model's table of tokens."""
     size = getattr(tokenizer, "vocab_size", None)
     if isinstance(rows, int) and isinstance(size, int) and size > rows:
         raise files.Refusal(

@@ -150,7 +150,7 @@ def load(
         processor = reading.read_processor(place.name, _prepares(place, base), kind)
         if kind == "text":
             with reading.explained(place.name):
-                reading.check_vocabulary(processor, model)
+                reading.check_vocabulary(processor, vocabulary_size(model))
     model = model.to(device or "cpu").eval().requires_grad_(False)  # type: ignore[arg-type]
     return Loaded(model, processor, said, place.commit)
 
@@ -266,6 +266,23 @@ def fingerprint(
         base = files.read_json(root / "adapter_config.json").get("base_model_name_or_path")
         found += fingerprint(base, cache_dir=cache_dir) if isinstance(base, str) else ()
     return found
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Count the tokens that a model has vectors for; None if it does not tell.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    int or None
+    """
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (RuntimeError, AttributeError):  # of two towers, which has the table is not said
+        return None
 
 
 def bfloat16_pays(device: torch.device) -> bool:
