@@ -1,5 +1,7 @@
 """What a map promises: a point per row, the same again with the same seed. Never where."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -154,3 +156,23 @@ def test_the_vectors_are_left_as_they_were(blobs):
     ek.project(blobs)
     ek.project(blobs, method="pca")
     np.testing.assert_array_equal(blobs, before)
+
+
+COMPILED = """
+import numpy as np
+from embedkit.maps import projection
+projection._umap()
+from pynndescent import distances, pynndescent_, utils
+state, rows = np.array([5**9, 7**8, 3**11]), np.eye(4, dtype=np.float32)
+pynndescent_.init_random(2, rows, utils.make_heap(4, 2), distances.alternative_dot, state)
+stats = pynndescent_.init_random.stats
+print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+"""
+
+
+@pytest.mark.slow
+def test_what_the_search_for_neighbours_compiles_is_there_in_the_next_process():
+    exec(COMPILED, {})
+    run = [sys.executable, "-c", COMPILED]
+    again = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert again.stdout.split() == ["1", "0"]

@@ -4,9 +4,11 @@ A map is for looking. It keeps who is near whom and gives up nearly everything e
 between clusters, their sizes and their density mean little. Put a number from `evaluate` beside it.
 """
 
+import sys
 import threading
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -144,15 +146,25 @@ def project(
     return out
 
 
+@cache
 def _umap() -> type:
-    """Import UMAP, and have numba keep on disk what it compiles: seconds, in every process."""
-    from numba.core.dispatcher import Dispatcher
-    from umap import UMAP, layouts, umap_
+    """Import UMAP, and have numba keep on disk what it compiles: up to a minute, in each process.
 
-    for function in (*vars(umap_).values(), *vars(layouts).values()):
-        if isinstance(function, Dispatcher):
-            with suppress(RuntimeError):  # nowhere to write: then it compiles each time, as ever
-                function.enable_caching()
+    Most of it is pynndescent's, UMAP's search for neighbours. Its functions take a distance, which
+    is a compiled function too; numba takes that of another process for the same if the two go by
+    one name, and by default the name is drawn at random.
+    """
+    from numba.core.dispatcher import Dispatcher
+    from umap import UMAP
+
+    loaded = {n: m for n, m in sys.modules.items() if n.startswith(("umap.", "pynndescent."))}
+    for module in loaded.values():
+        for name, function in vars(module).items():
+            if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
+                with suppress(RuntimeError):  # nowhere to write: then it compiles each time
+                    function.enable_caching()
+                with suppress(AttributeError, AssertionError):  # another numba; it has a name
+                    function._set_uuid(f"{module.__name__}.{name}")  # type: ignore[attr-defined]
     return UMAP
 
 
