@@ -45,6 +45,7 @@ WAIT = 120  # seconds
 IN_LAB = {
     "embedkit, explorer": """
 import embedkit as ek
+ek.explore  # what it needs is imported here
 points = frame[["x", "y"]].to_numpy()
 """,
     "jupyter-scatter, its demo": """
@@ -155,6 +156,7 @@ vectors = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float32)
 vectors[:, 0] += np.arange(100_000) % 12 * 2
 data = {"text": [f"text {i}" for i in range(100_000)], "label": np.arange(100_000) % 12}
 points = ek.project(vectors, method="pca")
+ek.explore
 """,
     "2,000 images": """
 import numpy as np
@@ -167,6 +169,7 @@ data = {"image": images, "label": [str(i % 12) for i in range(2000)]}
 data = Dataset.from_dict(data, Features(image=Image(), label=Value("string")))
 vectors = draw.normal(size=(2000, 64)).astype(np.float32)
 points = ek.project(vectors, method="pca")
+ek.explore
 """,
 }
 COUNT_FRAMES = """() => {
