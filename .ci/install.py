@@ -98,6 +98,8 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
         if settings.get(name):
             values = settings[name].split()
             env.setdefault(uv_name, ("," if name == "find-links" else " ").join(values))
+    if sys.dont_write_bytecode:  # else each process would compile PyTorch anew, for seconds
+        env.setdefault("UV_COMPILE_BYTECODE", "1")
     if "extra-index-url" in settings:  # pip takes the best version of all indexes, uv the first
         env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     return env

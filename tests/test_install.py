@@ -74,6 +74,14 @@ def test_uv_is_told_what_pip_is_told(install, monkeypatch, tmp_path):
     assert env["UV_HTTP_TIMEOUT"] == "7"  # what uv was told already stays
 
 
+@pytest.mark.parametrize("is_set", [True, False])
+def test_where_python_keeps_no_bytecode_uv_compiles(install, monkeypatch, is_set):
+    """As pip does; elsewhere Python keeps what it compiles when it first imports."""
+    monkeypatch.delenv("UV_COMPILE_BYTECODE", raising=False)
+    monkeypatch.setattr(install.sys, "dont_write_bytecode", is_set)
+    assert ("UV_COMPILE_BYTECODE" in install.uv_environment({})) == is_set
+
+
 def test_the_cpu_build_is_for_linux_without_a_gpu(install, monkeypatch, capsys):
     asked = []
 
