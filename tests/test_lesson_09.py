@@ -10,11 +10,12 @@ import pytest
 import embedkit as ek
 
 HOME = Path(__file__).parents[1]
-CODE = [
-    cell.source
+CELLS = [
+    cell
     for cell in nbformat.read(HOME / "notebooks" / "09_scaling_out.ipynb", as_version=4).cells
     if cell.cell_type == "code"
 ]
+CODE = [cell.source for cell in CELLS]
 PAGE = (HOME / "benchmarks" / "SCALING.md").read_text(encoding="utf-8")
 HOURS = {"min": 1 / 60, "h": 1, "days": 24}
 
@@ -70,3 +71,22 @@ def test_lesson_and_page_come_to_the_same_hours(lesson, model, page, machine):
         found, _ = lesson["estimate"](rows, 30, model, machine)
         digits = len(number.partition(".")[2])
         assert f"{found / HOURS[unit]:.{digits}f}" == number, (rows, line)
+
+
+def shown(start):
+    """Give the text that a cell has printed or shown."""
+    (outputs,) = [found.outputs for found in CELLS if found.source.startswith(start)]
+    return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in outputs)
+
+
+def test_the_text_says_of_the_job_what_came_out():
+    """It was killed; half was left to do; one machine gained nothing; no vector is another."""
+    assert "ended by itself: False" in shown("job, first")
+    resumed = shown("files = sorted")
+    assert "ended by itself: True" in resumed
+    assert 200 < int(re.search(r"embedded: (\d+)", resumed)[1]) < 400
+    times = shown("when, done = ")
+    encode, job, waiting = map(float, re.findall(r" ([\d.]+)$", times, re.MULTILINE))
+    assert encode < job and job / 2 < waiting < job
+    proof = shown("done = pq.read_table")
+    assert "400 ids, each once" in proof and float(proof.split()[-1]) < 1e-5
