@@ -25,7 +25,7 @@ METHODS = get_args(Method)
 # With fewer rows than this UMAP has no neighbourhoods to keep.
 _FEWEST = 4
 # Up to so many rows all pairs are looked at, which is exact: 8 s of one core for 384 numbers.
-# UMAP's own search takes 2 s there, after a minute that compiles it once, and 5 s in each later
+# UMAP's own search takes 2 s there, after a minute that compiles it once, and 10 s in each later
 # process. Of other metrics the pairs take longer.
 _ALL_PAIRS = 20_000
 _ALL_PAIRS_SLOW = 10_000
