@@ -11,12 +11,16 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
 
+from kit.execution import set_parameters
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9]*.ipynb"))
 TEMPLATE = ("01", "02", "03", "04")  # the lessons on the fourteen-section template
 EXERCISES = {"00": 1}  # five minutes leave time for one; elsewhere there are three
 # Where a rented machine is told by its cloud what it is. Ray asks there as it starts, even with its
 # reports to its makers switched off, and no setting ends it; the lesson says so.
 CLOUD = {"169.254.169.254", "metadata.google.internal"}
+# What a reader in a hurry sets. With what stands in the lessons, `make run` executes them.
+LIGHTER = {"07_fine_tuning": {"SEEDS": range(2), "EPOCHS": 1}}
 
 
 def read(path):
@@ -160,6 +164,7 @@ def run_closed(notebook, tried):
 def test_lesson_runs_and_its_checks_tell_wrong_from_right(path, tmp_path):
     """As it stands each check says Not yet; after the solution it says Right."""
     notebook, tried = with_solutions(path), tmp_path / "tried"
+    set_parameters(notebook, LIGHTER.get(path.stem, {}))
     run_closed(notebook, tried)
     checks = code_cells(notebook, "check")
     for before, after in zip(checks[::2], checks[1::2], strict=True):
