@@ -1,8 +1,8 @@
 """Measure embedkit beside what a reader would use instead.
 
-``python benchmarks/bench.py`` runs all parts; ``python benchmarks/bench.py text words`` some. Each
-part runs its candidates in turn, several rounds of them, so that what else the machine does falls
-on all, and writes the medians as ratios to `benchmarks/results/`.
+``python benchmarks/bench.py`` runs the parts that take minutes, ``bench.py scale ray`` those that
+are named. Each part runs its candidates in turn, several rounds of them, so that what else the
+machine does falls on all, and writes the medians as ratios to `benchmarks/results/`.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import endpoint
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -108,24 +109,29 @@ def operations(model: Any, lengths: np.ndarray) -> float:
     return float(2 * weights * lengths.sum() + attention)
 
 
-def machine(device: str) -> str:
-    """Describe the machine and the versions in a few lines."""
-    name = platform.processor() or platform.machine()
-    flags = ""
+def processor() -> tuple[str, list[str]]:
+    """Name the processor, and which of the instructions that matter here it has."""
+    name, flags = platform.processor() or platform.machine(), []
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((line.split(":")[1].strip() for line in lines if "model name" in line), name)
         known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
         present = {flag for line in lines if line.startswith("flags") for flag in line.split()}
-        flags = ", ".join(flag for flag in known if flag in present)
+        flags = [flag for flag in known if flag in present]
+    return name, flags
+
+
+def machine(device: str) -> str:
+    """Describe the machine and the versions in a few lines."""
+    name, flags = processor()
     packages = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino", "ray")
     versions = [
         f"{package} {version(package)}" for package in packages if find_spec(_module(package))
     ]
     gpu = "" if device == "cpu" else f"; {torch.cuda.get_device_name(device)}"
     return (
-        f"{name}, {torch.get_num_threads()} threads ({flags}){gpu}; {platform.system()}, "
-        f"Python {platform.python_version()}; {', '.join(versions)}."
+        f"{name}, {torch.get_num_threads()} threads ({', '.join(flags)}){gpu}; "
+        f"{platform.system()}, Python {platform.python_version()}; {', '.join(versions)}."
     )
 
 
@@ -147,10 +153,14 @@ def write(part: str, text: str, args: argparse.Namespace) -> None:
 
 
 def result(part: str, ending: str, args: argparse.Namespace) -> Path:
-    """Name the file of a result; a GPU's carries its name and stands beside the CPU's."""
+    """Name the file of a result after what it was measured on: those of several stand together."""
     args.results.mkdir(exist_ok=True)
-    card = "" if args.device == "cpu" else torch.cuda.get_device_name(args.device)
-    return args.results / ("-".join([part, *re.findall(r"[a-z0-9]+", card.lower())]) + ending)
+    if args.device == "cpu":
+        name, flags = processor()
+        name = " ".join([name.replace("(R)", "").replace(" Processor", ""), *flags[-1:]])
+    else:
+        name = torch.cuda.get_device_name(args.device)
+    return args.results / ("-".join([part, *re.findall(r"[a-z0-9]+", name.lower())]) + ending)
 
 
 # Material
@@ -755,22 +765,31 @@ def umap(args: argparse.Namespace) -> None:
     write("umap", table(header, rows), args)
 
 
-PARTS = {
+# Through the endpoint
+
+
+def over_http(args: argparse.Namespace) -> None:
+    """See what the local endpoint costs beside a direct call."""
+    write("endpoint", endpoint.measure(MINILM, 3 * args.count, args.rounds), args)
+
+
+QUICK = {
     "text": text,
     "words": words,
     "images": images,
     "map": overhead,
-    "scale": scale,
-    "ray": with_ray,
-    "large": large,
+    "endpoint": over_http,
     "umap": umap,
 }
+PARTS = {**QUICK, "scale": scale, "ray": with_ray, "large": large}
 
 
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument(
+        "parts", nargs="*", help=f"of {', '.join(PARTS)}; without any, {', '.join(QUICK)}"
+    )
     parser.add_argument("--texts", type=Path, help="a text file, one text a line, for real lengths")
     parser.add_argument("--count", type=int, default=1000, help="texts")
     parser.add_argument("--sentences", type=int, default=10_000, help="sentences for the words")
@@ -786,7 +805,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for part in args.parts or PARTS:
+    for part in args.parts or QUICK:
         print(f"{part} …", file=sys.stderr)
         PARTS[part](args)
 

@@ -36,28 +36,23 @@ def peak(pid: int) -> float:
         return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) / 1024
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="bundled/all-MiniLM-L6-v2")
-    parser.add_argument("--texts", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    texts = short_texts(args.texts)
-    direct = ek.TextEncoder(args.model, pooling="mean", normalize=True)
-    command = [sys.executable, "-m", "embedkit.server", "--model", args.model, "--port", "0"]
+def measure(model: str, count: int, rounds: int) -> str:
+    """Time both ways in turn, and write a table."""
+    texts = short_texts(count)
+    direct = ek.TextEncoder(model, pooling="mean", normalize=True)
+    command = [sys.executable, "-m", "embedkit.server", "--model", model, "--port", "0"]
     seconds: dict[str, list[float]] = {"TextEncoder": [], "endpoint": []}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = re.search(r"http\S+", server.stdout.readline()).group()
-        for each in (direct, ek.OpenAIEncoder(args.model, base_url=url)):
+        for each in (direct, ek.OpenAIEncoder(model, base_url=url)):
             each.encode(texts[:500], progress=False)  # warm
         memory = []
-        for _ in range(args.rounds):
+        for _ in range(rounds):
             begun = time.perf_counter()
             expected = direct.encode(texts, progress=False)
             seconds["TextEncoder"].append(time.perf_counter() - begun)
-            encoder = ek.OpenAIEncoder(args.model, base_url=url)
+            encoder = ek.OpenAIEncoder(model, base_url=url)
             begun = time.perf_counter()
             vectors = encoder.encode(texts, progress=False)
             seconds["endpoint"].append(time.perf_counter() - begun)
@@ -68,17 +63,30 @@ def main() -> None:
         server.terminate()
         server.wait()
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    print(f"{args.texts} texts of 5 to 30 words, {args.rounds} rounds, {args.model}\n")
-    print("| way | seconds (median) | ratio (median) | ratio (each round) |")
-    print("| --- | --- | --- | --- |")
-    print(f"| TextEncoder | {statistics.median(seconds['TextEncoder']):.1f} | 1 | |")
     each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    print(
+    return "\n".join([
+        f"{count:,} texts of 5 to 30 words, {rounds} rounds, {model}",
+        "",
+        "| way | seconds (median) | ratio (median) | ratio (each round) |",
+        "| --- | --- | --- | --- |",
+        f"| TextEncoder | {statistics.median(seconds['TextEncoder']):.1f} | 1 | |",
         f"| local endpoint | {statistics.median(seconds['endpoint']):.1f} "
-        f"| {statistics.median(ratios):.2f} | {each} |"
-    )
-    print(f"\nServer's memory after each round, MiB: {', '.join(f'{m:.0f}' for m in memory)}")
-    print(f"(at most {top:.0f}).")
+        f"| {statistics.median(ratios):.2f} | {each} |",
+        "",
+        f"The server's memory after each round, MiB: {', '.join(f'{m:.0f}' for m in memory)} "
+        f"(at most {top:.0f}).",
+        "",
+    ])  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="bundled/all-MiniLM-L6-v2")
+    parser.add_argument("--texts", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    print(measure(args.model, args.texts, args.rounds))
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ def test_map_in_several_processes_gives_the_same_vectors(tiny, loaded):
 @pytest.mark.slow
 @pytest.mark.fault("memory")
 def test_memory_stays_flat_over_many_texts():
-    """Twice the texts take no more memory; a million are in `benchmarks/results/scale.md`."""
+    """Twice the texts take no more memory; a million are in `benchmarks/results/scale-*.md`."""
     code = (
         "import sys, resource, tempfile, warnings; import numpy as np; import embedkit as ek; "
         "from tests.conftest import BUILDERS; warnings.simplefilter('ignore'); "
