@@ -13,24 +13,27 @@ Data flows one way: inputs go through an encoder and become vectors; `project` d
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from embedkit import evaluate, pooling
-    from embedkit.encoders.api import OpenAIEncoder
-    from embedkit.encoders.diagnose import Diagnosis, diagnose
-    from embedkit.encoders.image import ImageEncoder
-    from embedkit.encoders.text import TextEncoder
-    from embedkit.encoders.word import WordEncoder
-    from embedkit.loading.data import load_data
-    from embedkit.maps.explorer import Explorer, explore
-    from embedkit.maps.page import save_map
-    from embedkit.maps.plotting import plot
-    from embedkit.maps.projection import project
-    from embedkit.server import serve
-    from embedkit.words import WordVectors
+if TYPE_CHECKING:  # for editors, which do not run what is below
+    from embedkit import evaluate as evaluate
+    from embedkit import pooling as pooling
+    from embedkit.encoders.api import OpenAIEncoder as OpenAIEncoder
+    from embedkit.encoders.diagnose import Diagnosis as Diagnosis
+    from embedkit.encoders.diagnose import diagnose as diagnose
+    from embedkit.encoders.image import ImageEncoder as ImageEncoder
+    from embedkit.encoders.text import TextEncoder as TextEncoder
+    from embedkit.encoders.word import WordEncoder as WordEncoder
+    from embedkit.loading.data import load_data as load_data
+    from embedkit.maps.explorer import Explorer as Explorer
+    from embedkit.maps.explorer import explore as explore
+    from embedkit.maps.page import save_map as save_map
+    from embedkit.maps.plotting import plot as plot
+    from embedkit.maps.projection import project as project
+    from embedkit.server import serve as serve
+    from embedkit.words import WordVectors as WordVectors
 
 __version__ = "0.1.0"
 
-# Where each name lives. Imported on first use: torch and its kin take seconds.
+# Where each public name lives. Imported on first use, because torch and its like take seconds.
 _HOMES = {
     "Diagnosis": "encoders.diagnose",
     "Explorer": "maps.explorer",
@@ -50,24 +53,7 @@ _HOMES = {
     "serve": "server",
 }
 
-__all__ = [
-    "Diagnosis",
-    "Explorer",
-    "ImageEncoder",
-    "OpenAIEncoder",
-    "TextEncoder",
-    "WordEncoder",
-    "WordVectors",
-    "diagnose",
-    "evaluate",
-    "explore",
-    "load_data",
-    "plot",
-    "pooling",
-    "project",
-    "save_map",
-    "serve",
-]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Has the data moved? Tests of one set of vectors against another."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +74,7 @@ def drift(
     check_dimensions(reference, production, "drift: reference", "production")
     check_count("drift", "permutations", permutations)
     if method not in _METHODS:
-        raise ValueError(
-            f"drift(method={method!r}): unknown; choose from {', '.join(get_args(Method))}"
-        )
+        raise ValueError(f"drift(method={method!r}): unknown; choose from {', '.join(_METHODS)}")
     least = 1 if method in ("centroids", "mmd") else 4  # the others cut sides into halves
     if min(len(reference), len(production)) < least:
         rows = "one row" if least == 1 else f"{least} rows"

@@ -80,8 +80,7 @@ class WordVectors:
             If a sentence has another number of tags than of words, or a tag is not BIO.
         """
         names = names if names is not None else _tag_names(tags)
-        sizes = np.bincount(self.sentence) if len(self) else np.zeros(0, np.intp)
-        sizes = np.pad(sizes, (0, max(0, len(tags) - len(sizes))))
+        sizes = np.bincount(self.sentence, minlength=len(tags))
         if len(sizes) > len(tags):
             raise ValueError(f"{len(sizes)} sentences but tags for {len(tags)}; give one list each")
         offsets = np.concatenate([[0], np.cumsum(sizes)])

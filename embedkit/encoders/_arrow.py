@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 Embeddings = NDArray[np.float32] | Sequence[NDArray[np.float32]]
 
 
-def column_names(batch: Any) -> list[str]:
-    """List the columns of a mapping, a `pyarrow.Table` or a DataFrame."""
-    return list(batch.column_names if isinstance(batch, pa.Table) else batch)
+def find_column(owner: str, batch: Any, wanted: Sequence[str]) -> str:
+    """Give the first column wanted that a mapping, a `pyarrow.Table` or a DataFrame has."""
+    names = list(batch.column_names if isinstance(batch, pa.Table) else batch)
+    for name in wanted:
+        if name in names:
+            return name
+    raise KeyError(
+        f"{owner}: the batch has columns {', '.join(names)}, none of them {' or '.join(wanted)}; "
+        "rename one (load_data does it with `columns=`)"
+    )
 
 
 def is_single_row(batch: Any, column: str, single: tuple[type, ...]) -> bool:

@@ -13,20 +13,9 @@ from transformers import PreTrainedModel
 
 from embedkit import pooling as pooling_functions
 from embedkit.encoders import _packing as packing
-from embedkit.encoders._forward import (
-    Combine,
-    Layers,
-    body_of,
-    call,
-    reading,
-)
+from embedkit.encoders._forward import Combine, Layers, body_of, call, reading
 from embedkit.encoders._inputs import OnError
-from embedkit.encoders._machine import (
-    Device,
-    Memory,
-    chosen_device,
-    work_alone_after_fork,
-)
+from embedkit.encoders._machine import Device, Memory, chosen_device, work_alone_after_fork
 from embedkit.encoders._pickling import Pickled
 from embedkit.encoders._trying import try_model
 from embedkit.loading import models
@@ -97,10 +86,8 @@ class Encoder(Pickled, ABC):
     # True where inputs of different lengths share a batch, the shorter ones padded.
     pads: bool = False
 
-    name: str
     model: PreTrainedModel
     dim: int
-    facts: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -367,13 +354,7 @@ class Encoder(Pickled, ABC):
         # Imported here: only callers with whole batches need it.
         from embedkit.encoders import _arrow as arrow
 
-        names = arrow.column_names(batch)
-        column = next((name for name in self.columns if name in names), None)
-        if column is None:
-            raise KeyError(
-                f"{type(self).__name__}: the batch has columns {', '.join(names)}, none of them "
-                f"{' or '.join(self.columns)}; rename one (load_data does it with `columns=`)"
-            )
+        column = arrow.find_column(type(self).__name__, batch, self.columns)
         if arrow.is_single_row(batch, column, self.single):
             raise TypeError(
                 f"{type(self).__name__} reads whole batches and got a single row; call "

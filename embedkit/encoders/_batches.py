@@ -109,7 +109,6 @@ def by_shape(
     >>> [[row for row, _ in batch] for batch in by_shape(rows, len, len, most=4, waiting=9)]
     [[0, 2], [1], [3]]
     """
-    check_batch_size(batch_size)
     groups: dict[Hashable, list[tuple[int, T]]] = {}
     sums: dict[Hashable, int] = {}
     longest: dict[Hashable, int] = {}

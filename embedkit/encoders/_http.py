@@ -128,13 +128,11 @@ class Server:
             cards: Any = client.get(
                 "/models", cast_to=object, options={"max_retries": 0, "follow_redirects": False}
             )
-            card = next(card for card in cards["data"] if card["id"] == model)
+            card: Any = next((each for each in cards["data"] if each["id"] == model), {})
             said = {name: str(card[name]) for name in _DESCRIPTION if name in card}
-        except openai.APIStatusError:
-            pass
         except openai.APIConnectionError:
             return self.address, None
-        except (LookupError, StopIteration, TypeError, ValueError, AttributeError):
+        except (openai.APIStatusError, LookupError, TypeError, ValueError, AttributeError):
             pass
         # A local server has another port every time; its model is known by its fingerprint.
         return "here" if self.is_local and said.get("fingerprint") else self.address, said

@@ -1,4 +1,4 @@
-"""What may be given to an encoder, and what happens to a row that cannot be read."""
+"""What may be given to an encoder, and what the caller is told meanwhile: warnings, a bar."""
 
 import itertools
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from embedkit.images import describe
 
@@ -24,6 +25,12 @@ def warn(message: str) -> None:
     while frame.f_back and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
+
+
+def progress_bar(total: int, unit: str, show: bool | None) -> Any:
+    """Make a bar: shown always, never, or (None) once the work has taken two seconds."""
+    delay = 2 if show is None else 0
+    return tqdm(total=total, unit=unit, disable=show is False, delay=delay, leave=bool(show))
 
 
 class Faults:

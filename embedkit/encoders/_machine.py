@@ -1,12 +1,10 @@
-"""The machine an encoder runs on: its device, its memory, its processes, and a progress bar."""
+"""The machine an encoder runs on: its device, its memory and its processes."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from embedkit.encoders._inputs import warn
 
@@ -43,19 +41,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
 
 
-@contextmanager
-def progress_bar(total: int, unit: str, show: bool | None) -> Iterator[Any]:
-    """Show a bar: always, never, or (None) once the work has taken two seconds."""
-    with tqdm(
-        total=total,
-        unit=unit,
-        disable=show is False,
-        delay=2 if show is None else 0,
-        leave=bool(show),
-    ) as bar:
-        yield bar
-
-
 class Memory:
     """How large a batch may be, learned from the batches that were too large for the memory."""
 
@@ -77,12 +62,11 @@ class Memory:
             except RuntimeError as error:
                 if len(part) == 1 or not is_out_of_memory(error):
                     raise
-                result = None
-            # Not in the handler: there the error still holds on to the batch.
-            if result is not None:
+            else:
                 yield part, result
                 start += len(part)
                 continue
+            # Not in the handler: there the error still holds on to the batch.
             if self._parts == 1:
                 warn(
                     f"{device} has too little memory for a batch of {len(part)}; going on with "

@@ -28,7 +28,7 @@ class Pickled:
 
     name: str
     commit: str | None
-    facts: dict[str, Any] | None
+    facts: dict[str, Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle settings where there is a name to load from, and everything where there is not."""

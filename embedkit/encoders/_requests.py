@@ -21,6 +21,10 @@ Vector = NDArray[np.float32]
 _REFUSED = (400, 413, 422)
 # How long Ctrl-C waits for the answers under way, which are paid for.
 _GRACE = 2.0
+_TABLES = """
+CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS servers (name TEXT PRIMARY KEY, said TEXT NOT NULL);
+"""
 
 
 class Account:
@@ -200,11 +204,7 @@ def open_cache(folder: str | None) -> Iterator[sqlite3.Connection | None]:
     try:
         # Many threads use it, one at a time; it waits for other processes.
         with closing(sqlite3.connect(file, timeout=60, check_same_thread=False)) as database:
-            for table in (
-                "vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)",
-                "servers (name TEXT PRIMARY KEY, said TEXT NOT NULL)",
-            ):
-                database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+            database.executescript(_TABLES)
             yield database
     except sqlite3.Error as error:
         raise OSError(

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from embedkit.encoders._base import Encoder
 from embedkit.encoders._batches import by_shape, check_batch_size
-from embedkit.encoders._inputs import Faults, OnError, as_sequence, warn_not_finite
-from embedkit.encoders._machine import progress_bar
+from embedkit.encoders._inputs import Faults, OnError, as_sequence, progress_bar, warn_not_finite
 from embedkit.words import Vectors
 
 # Numbers per batch, for the same reason as a limit on tokens: 10 images of 224 by 224 pixels.
@@ -64,7 +63,7 @@ class TensorEncoder(Encoder):
     def embed_example(self, rows: Sequence[int]) -> list[Vectors]:
         """Embed fixed inputs as one batch."""
         examples = self.examples()
-        vectors = self._embed([self.prepare(examples[row], row) for row in rows])
+        vectors = self._embed([(row, self.prepare(examples[row], row)) for row in rows])
         return [vector[None] for vector in vectors]
 
     def encode(
@@ -110,7 +109,7 @@ class TensorEncoder(Encoder):
             for batch in by_shape(
                 readable, self._shape, _size, most=_NUMBERS, waiting=_WAITING, batch_size=batch_size
             ):
-                parts = self._memory.in_parts(batch, self._embed_part, self.device)
+                parts = self._memory.in_parts(batch, self._embed, self.device)
                 for part, vectors in parts:
                     out[[row for row, _ in part]] = vectors
                     bar.update(len(part))
@@ -142,12 +141,9 @@ class TensorEncoder(Encoder):
         together = self.pads and not (self.facts or {})["equal_lengths"]
         return () if together else tuple(tensor.shape for tensor in tensors.values())
 
-    def _embed_part(self, part: Sequence[tuple[int, Tensors]]) -> Vectors:
-        return self._embed([tensors for _, tensors in part])
-
-    def _embed(self, prepared: Sequence[Tensors]) -> Vectors:
-        """Embed one batch."""
-        inputs = self.to_model(self.collate(prepared))
+    def _embed(self, prepared: Sequence[tuple[int, Tensors]]) -> Vectors:
+        """Embed one batch of (row, tensors)."""
+        inputs = self.to_model(self.collate([tensors for _, tensors in prepared]))
         hidden = self._hidden_or_features(inputs)
         return self._pooled(hidden, hidden if self._projected else self.token_mask(hidden, inputs))
 

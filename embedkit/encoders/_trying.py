@@ -50,13 +50,13 @@ def try_model(encoder: "Encoder", *, choose_dtype: bool) -> dict[str, Any]:
             "dtype='float32', or choose another model"
         )
     rounding = _ROUNDING.get(model.dtype, _ROUNDING_OF_HALVES)
-    if _differ(exact, encoder.embed_example([0])[0], 20 * rounding):
+    if difference(exact, encoder.embed_example([0])[0]) > 20 * rounding:
         raise ValueError(
             f"{kind}: {type(encoder.body).__name__} gives the same input another vector at each "
             "call (some models mask a part at random), so none of them stands for the input; "
             "choose another model"
         )
-    disturbed = encoder.pads and _differ(exact, encoder.embed_example([0, 1])[0], rounding)
+    disturbed = encoder.pads and difference(exact, encoder.embed_example([0, 1])[0]) > rounding
     facts = {"dim": exact.shape[1], "equal_lengths": disturbed}
     return facts | _chosen_dtype(encoder, exact) if choose_dtype else facts
 
@@ -79,6 +79,9 @@ def _chosen_dtype(encoder: "Encoder", exact: Vectors) -> dict[str, str]:
     return {"dtype": chosen}  # unpickled on any machine, the encoder gives the same vectors
 
 
-def _differ(one: Vectors, other: Vectors, share: float) -> bool:
-    """Say whether two arrays differ by more than a share of the largest value."""
-    return bool(np.abs(one - other).max() > share * np.abs(one).max())
+def difference(one: Vectors, other: Vectors) -> float:
+    """Say by how much two vectors of one input differ, as a share of their largest value."""
+    both = np.isfinite(one) & np.isfinite(other)
+    if not both.any():
+        return 0.0
+    return float(np.abs(one - other)[both].max() / max(np.abs(one[both]).max(), 1e-12))

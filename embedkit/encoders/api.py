@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from embedkit.encoders._inputs import Faults, OnError, as_sequence, ranges, text_error
+from embedkit.encoders._inputs import Faults, OnError, as_sequence, progress_bar, ranges, text_error
 from embedkit.encoders._requests import Account, Run, open_cache, source_of, spans
 
 if TYPE_CHECKING:
@@ -183,13 +182,8 @@ class OpenAIEncoder:
         """
         from embedkit.encoders import _arrow as arrow
 
-        names = arrow.column_names(batch)
-        if "text" not in names:
-            raise KeyError(
-                f"OpenAIEncoder: the batch has columns {', '.join(names)}, none of them text; "
-                "rename one (load_data does it with `columns=`)"
-            )
-        embedding = self.encode(batch["text"], on_error=on_error)
+        column = arrow.find_column("OpenAIEncoder", batch, ["text"])
+        embedding = self.encode(batch[column], on_error=on_error)
         return arrow.with_embedding(batch, embedding, embedding.shape[1])
 
     def count_tokens(self, texts: Any) -> TokenCount:
@@ -291,13 +285,7 @@ class OpenAIEncoder:
                 cuts = spans(lengths, min(batch_size or MAX_INPUTS, MAX_INPUTS), MAX_TOKENS)
                 if missing:
                     self._server.connect()
-                with tqdm(
-                    total=len(missing),
-                    unit="text",
-                    disable=progress is False,
-                    delay=2 if progress is None else 0,
-                    leave=bool(progress),
-                ) as bar:
+                with progress_bar(len(missing), "text", progress) as bar:
                     requests = [missing[start:stop] for start, stop in cuts]
                     run.ask_all(requests, self._max_concurrency, bar.update)
                 if run.failures:

@@ -16,6 +16,7 @@ from embedkit import pooling as pooling_functions
 from embedkit.encoders._diagnosis import Check, Diagnosis, Verdict
 from embedkit.encoders._forward import body_of
 from embedkit.encoders._inputs import as_sequence
+from embedkit.encoders._trying import difference
 from embedkit.images import to_rgb
 from embedkit.words import Vectors
 
@@ -167,7 +168,7 @@ def _stability(encoder: Any, sample: list[Any], vectors: list[Vectors]) -> Itera
         ),
     }
     for name, (make, advice) in tests.items():
-        off = max(map(_difference, before, make()))
+        off = max(map(difference, before, make()))
         fault = not off <= _ROUNDING.get(dtype, 0.01)
         yield _check(name, f"differs by {off:.1g} of the largest value", advice, wrong=fault)
     if not hasattr(encoder, "body"):
@@ -314,14 +315,6 @@ def _embed(encoder: Any, inputs: list[Any]) -> list[Vectors]:
         return [vector[None] for vector in found]
     ends = np.cumsum(np.bincount(found.sentence, minlength=len(inputs)))
     return np.split(found.vectors, ends[:-1])
-
-
-def _difference(one: Vectors, other: Vectors) -> float:
-    """Say by how much two vectors of one input differ, as a share of their largest value."""
-    both = np.isfinite(one) & np.isfinite(other)
-    if not both.any():
-        return 0.0
-    return float(np.abs(one - other)[both].max() / max(np.abs(one[both]).max(), 1e-12))
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -15,10 +15,11 @@ from embedkit.encoders._inputs import (
     OnError,
     as_sequence,
     chunks,
+    progress_bar,
     text_error,
     warn_not_finite,
 )
-from embedkit.encoders._machine import Device, progress_bar
+from embedkit.encoders._machine import Device
 from embedkit.encoders._tokens import CHUNK, LETTERS, Spans, TokenEncoder
 from embedkit.pooling import Pooling
 from embedkit.words import Vectors

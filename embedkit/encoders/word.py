@@ -17,11 +17,12 @@ from embedkit.encoders._inputs import (
     OnError,
     as_sequence,
     chunks,
+    progress_bar,
     sentences,
     warn,
     warn_not_finite,
 )
-from embedkit.encoders._machine import Device, progress_bar
+from embedkit.encoders._machine import Device
 from embedkit.encoders._tokens import CHUNK, LETTERS, TokenEncoder, framed, real_states
 from embedkit.pooling import Pooling, Subwords
 from embedkit.words import Vectors, WordVectors

@@ -53,7 +53,6 @@ def weight_files(folder: Path) -> list[str]:
             raise Refusal(
                 f"its {index.name} names {name!r}; only *.safetensors in the same folder are opened"
             )
-        inside(folder, name)
     return sorted({*parts.values()})
 
 

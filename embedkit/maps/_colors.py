@@ -72,21 +72,23 @@ class Coloring:
         codes[self.shown] = 1 + np.arange(len(self.shown))
         return codes[self.classes], [UNKNOWN, *PALETTE[: len(self.shown)]]
 
+    def entries(self) -> list[tuple[int, str, int]]:
+        """List the classes in the legend: the number of the color, the name, how many rows."""
+        named = [(i, self.names[n], int(self.counts[n])) for i, n in enumerate(self.shown, 1)]
+        others = int((self.colors()[0] == 0).sum())
+        return [*named, (0, "others, or none", others)] if others else named
+
     def legend(self) -> str:
         """Write what the colors mean, as HTML."""
-        codes, colors = self.colors()
-        dots = [f"<span style='color: {color}'>●</span>" for color in colors]
+        _, colors = self.colors()
+        entries = [
+            f"<span style='color: {colors[code]}'>●</span> {escape(cut(name, 40))} ({count})"
+            for code, name, count in self.entries()
+        ]
         if self.amounts is not None:
             bar = f"background: linear-gradient(to right, {', '.join(colors[1::50])})"
             bar = f"<span style='display: inline-block; width: 12em; height: 0.8em; {bar}'></span>"
-            entries = [f"{self.limits[0]:.4g} {bar} {self.limits[1]:.4g}"]
-        else:
-            entries = [
-                f"{dot} {escape(cut(self.names[number], 40))} ({self.counts[number]})"
-                for number, dot in zip(self.shown, dots[1:], strict=True)
-            ]
-        if others := (codes == 0).sum():
-            entries.append(f"{dots[0]} others, or none ({others})")
+            entries.insert(0, f"{self.limits[0]:.4g} {bar} {self.limits[1]:.4g}")
         style = "white-space: nowrap; margin-right: 0.8em"
         return " ".join(f"<span style='{style}'>{entry}</span>" for entry in entries)
 

@@ -158,17 +158,12 @@ def arrange(
     for switch in switches.values():
         switch.layout = {"width": "auto", "margin": "0 0.8em 0 0"}
     parts["undo"].layout.width = "auto"
-    first = [
-        controls["color"],
-        controls["map"],
-        switches["names"],
-        switches["density"],
-        switches["picture"],
-    ]
+    drawn = [switches[name] for name in ("names", "density", "picture")]
+    first = [controls["color"], controls["map"], *drawn]
     if several:
         first = [controls["vectors"], *first, controls["compare"]]
-    umap = widgets.HBox([controls[n] for n in ("n_neighbors", "min_dist", "metric")], layout=row)
-    umap.layout.display = "none"
+    settings = [controls[name] for name in ("n_neighbors", "min_dist", "metric")]
+    umap = widgets.HBox(settings, layout={**row, "display": "none"})
     switches["settings of UMAP"].observe(
         lambda change: setattr(umap.layout, "display", "flex" if change["new"] else "none"), "value"
     )

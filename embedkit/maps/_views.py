@@ -55,10 +55,8 @@ class Maps:
             if view.method == "PCA":
                 points = project(vectors, method="pca")
             else:
-                names = "n_neighbors", "min_dist", "metric"
-                settings: dict[str, Any] = {name: getattr(view, name) for name in names}
-                settings["sample"] = LARGE if len(vectors) > LARGE else None
-                points = project(vectors, progress=False, **settings)
+                settings = {name: getattr(view, name) for name in View._fields[2:]}
+                points = project(vectors, sample=LARGE, progress=False, **settings)
             self.known[view] = points
         return self.known[view]
 
@@ -172,16 +170,9 @@ def gather(vectors: Mapping[Any, Any], points: Any, data: Rows) -> Maps:
         If lengths or shapes don't fit, or no row is finite.
     """
     given = points if isinstance(points, Mapping) else {next(iter(vectors), ""): points}
-    tables, maps = (
-        {
-            str(name): check_table(
-                getattr(each, "vectors", each), f"explore: {kind} of {name!r}", dtype=np.float32,
-                holes=True,
-            )
-            for name, each in tables.items() if each is not None or kind == "vectors"
-        }
-        for kind, tables in {"vectors": vectors, "points": given}.items()
-    )  # fmt: skip
+    tables = {str(name): _table(each, f"vectors of {name!r}") for name, each in vectors.items()}
+    given = {name: each for name, each in given.items() if each is not None}
+    maps = {str(name): _table(each, f"points of {name!r}") for name, each in given.items()}
     for name, table in maps.items():
         if name not in tables or table.shape[1] != 2:
             raise ValueError(
@@ -202,6 +193,12 @@ def gather(vectors: Mapping[Any, Any], points: Any, data: Rows) -> Maps:
     known = {View(name, "as given"): table[kept] for name, table in maps.items()}
     tables = {name: table[kept] for name, table in tables.items()}
     return Maps(tables, known, kept, len(data) - len(kept))
+
+
+def _table(given: Any, what: str) -> NDArray[np.float32]:
+    """Make a table of an array or of the vectors of words, in which a row may hold NaN."""
+    values = getattr(given, "vectors", given)
+    return check_table(values, f"explore: {what}", dtype=np.float32, holes=True)
 
 
 def framed(

@@ -286,7 +286,7 @@ class Explorer(widgets.VBox):
         self._meaning, self._classes = meaning, meaning.classes
         legend = meaning.legend() if name is not None else ""
         if self._shared is not None:
-            meaning = Coloring(meaning.classes, [], self._shared.astype(float))
+            meaning = Coloring(np.full_like(meaning.classes, -1), [], self._shared.astype(float))
             legend = f"of {_SHARED} neighbours, both spaces share {meaning.legend()}"
             self._place(self._beside, self._beside_points, meaning, travel=False)
         self._set("legend", legend)

@@ -110,14 +110,11 @@ def write(
     selected: Sequence[int] = (),
 ) -> Path:
     """Write the page of checked rows, of which `kept` have a point each."""
-    columns, text = dict[str, Any](), None
-    for name in rows.scalars():
-        values = rows.frame[name].iloc[kept]
-        columns[str(name)] = _describe(values)
-    if rows.words or rows.text:
-        # Whole texts stand in the table too, where the column itself has no color.
+    columns = {str(name): _describe(rows.frame[name].iloc[kept]) for name in rows.scalars()}
+    text = (rows.text or "sentence") if rows.words or rows.text else None
+    if text is not None:  # whole texts stand in the table too, where the column has no color
         texts = [rows.plain(int(row), _LETTERS) for row in kept]
-        columns.setdefault(text := rows.text or "sentence", {})["values"] = texts
+        columns.setdefault(text, {})["values"] = texts
     nothing = pd.Series([None] * len(kept), dtype=object)
     columns[""] = _describe(nothing) | {"values": [""] * len(kept), "colors": ["#3f90da"]}
     default = "label" if "label" in columns else ""
@@ -160,15 +157,12 @@ def _describe(values: pd.Series) -> dict[str, Any]:
     """Write down what a column says of each point, and in which colors."""
     found = coloring(values)
     codes, colors = found.colors()
-    entries = [(i, found.names[n], int(found.counts[n])) for i, n in enumerate(found.shown, 1)]
-    if others := int((codes == 0).sum()):
-        entries.append((0, "others, or none", others))
     return {
         "values": [cut(str(value), _LETTERS) for value in values],
         "codes": codes.tolist(),
         "colors": colors,
         "limits": None if found.amounts is None else found.limits,
-        "entries": entries,
+        "entries": found.entries(),
     }
 
 
@@ -176,9 +170,9 @@ def _draw(
     rows: Rows, kept: NDArray[np.intp], xy: NDArray[np.floating], selected: Sequence[int]
 ) -> Any:
     """Draw the points with Bokeh; colors come with the page."""
-    table: dict[str, Any] = {"x": xy[:, 0], "y": xy[:, 1], "color": [UNKNOWN] * len(kept)}
+    grey = [UNKNOWN] * len(kept)
+    table: dict[str, Any] = {"x": xy[:, 0], "y": xy[:, 1], "row": kept, "color": grey}
     tip = "<small>row @row</small>"
-    table["row"] = kept
     if rows.words or rows.text:
         table["text"] = [""] * len(kept)  # the page fills it in, so that texts are written once
         tip = f"<div style='max-width: 22em; white-space: pre-wrap'>@text</div>{tip}"
