@@ -1,4 +1,4 @@
-"""What may be given as vectors, classes and counts, for all who take them."""
+"""Checks of what functions are given: vectors, points, labels and counts."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def check_table(
         raise ValueError(f"{name}: give an array (n, dim) of numbers. {reason}") from error
     if table.shape[0] and not table.shape[1]:
         raise ValueError(f"{name}: give an array (n, dim), with dim above 0; got {table.shape}")
-    # What float32 cannot hold is no embedding, and its square would not be finite either.
+    # A value that float32 cannot hold is not from an embedding, and its square would overflow too.
     largest: Any = np.abs(table).max(axis=1) if table.shape[0] else np.zeros(0)
     largest = np.ravel(largest.toarray() if issparse(largest) else largest)
     rows = np.flatnonzero(~(largest <= np.finfo(np.float32).max))
@@ -47,7 +47,7 @@ def check_points(points: Any, name: str) -> NDArray[np.float64]:
 
 
 def check_count(call: str, name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is no whole number from `least` to `most`."""
+    """Refuse anything but a whole number from `least` to `most`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         limits = f"from {least} to {most}" if most is not None else f"of {least} or more"
@@ -77,7 +77,7 @@ def check_pair(
 
 
 def check_dimensions(one: Any, other: Any, name: str, other_name: str) -> None:
-    """Refuse vectors of two encoders."""
+    """Refuse two tables whose vectors differ in length, as those of two encoders do."""
     if one.shape[1] != other.shape[1]:
         raise ValueError(
             f"{name} has {one.shape[1]} dimensions and {other_name} has {other.shape[1]}; embed "

@@ -27,13 +27,13 @@ _MAX_BYTES = 8 * 2**20
 _MAX_HELD = 8 * _MAX_BYTES
 # How long a request may take to arrive.
 _SECONDS_TO_ARRIVE, _SECONDS_TO_REFUSE = 20, 2
-# More letters than this for each token the model reads, and a text is not even tokenised.
+# A text with more letters than this for each token that the model reads is not even tokenized.
 _LETTERS_PER_TOKEN = 100
 _MAX_LETTERS = 1_000_000
 
 
 class Endpoint:
-    """The application: one model, its name, the key that a request holds, the hosts it names.
+    """The application: it answers the requests of all clients to one model.
 
     Parameters
     ----------
@@ -75,14 +75,14 @@ class Endpoint:
             response = refusal.response
         except ClientDisconnect:
             return
-        except asyncio.CancelledError:  # the server ends, and this request had time to
+        except asyncio.CancelledError:  # the server ends, and waits no longer
             response = Refusal("the server is shutting down", 503).response
         except Exception as error:
             response = Refusal(f"the server failed: {type(error).__name__}", 500).response
         await response(scope, receive, send)
 
     def _admit(self, request: Request) -> None:
-        """Refuse what comes from elsewhere or has no key, before anything else is looked at."""
+        """Refuse a request from elsewhere, or without the key, before any more of it is read."""
         headers = request.headers
         for name in ("host", "origin") if self._hosts is not None else ():
             if name == "host" or name in headers:
@@ -96,7 +96,7 @@ class Endpoint:
                     )
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if self._api_key is not None and not (
-            # In a time that says nothing about the key.
+            # Compared in constant time, so that the time reveals nothing about the key.
             hmac.compare_digest(key.encode(), self._api_key.encode()) and scheme.lower() == "bearer"
         ):
             raise Refusal(
@@ -145,7 +145,7 @@ class Endpoint:
     async def _body(self, request: Request) -> dict[str, Any]:
         """Read a JSON object, up to a size and for a time."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a page may send a few other types without being asked
+        if kind != "application/json":  # others, any web page may send unasked
             raise Refusal("the header Content-Type has to be application/json", 415)
         too_large = Refusal(f"the request is larger than {_MAX_BYTES // 2**20} MiB; split it", 413)
         if int(request.headers.get("content-length", 0)) > _MAX_BYTES:
@@ -181,7 +181,7 @@ class Endpoint:
     async def _read(self, request: Request, texts: list[str]) -> Answer:
         """Wait for the model, or until the client hangs up."""
         answer = asyncio.wrap_future(self.reader.read(texts))
-        gone = asyncio.ensure_future(request.receive())  # with the body read, all that can come
+        gone = asyncio.ensure_future(request.receive())  # after the body, only a hang-up can come
         try:
             waits: set[asyncio.Future[Any]] = {answer, gone}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -190,7 +190,7 @@ class Endpoint:
             return answer.result()
         except (Refusal, ClientDisconnect):
             raise
-        except ValueError as error:  # the encoder's word on a text that it cannot read
+        except ValueError as error:  # the encoder says why it cannot read a text
             raise Refusal(str(error), param="input") from error
         except Exception as error:
             raise Refusal(f"the model failed: {error}", 500) from error
@@ -246,7 +246,7 @@ def _texts(given: Any, most_letters: int) -> list[str]:
 
 
 def _written(answer: Answer, dim: int | None, form: str, name: str) -> bytes:
-    """Write the body of an answer; vector by vector, so that other requests get on meanwhile."""
+    """Write the body of an answer, vector by vector, so that other requests are not held up."""
     vectors = answer.vectors[:, :dim]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype("<f4")

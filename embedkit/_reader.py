@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from embedkit.encoders.api import MAX_TOKENS
 from embedkit.encoders.text import TextEncoder
 
-# What is tokenised at a time, and how long the model should read before others have their turn.
+# What is tokenized at a time, and how long the model should read before others have their turn.
 _LETTERS_AT_ONCE = 20_000
 _SECONDS_AT_ONCE = 0.3
 _FEWEST_TOKENS = 128
@@ -73,12 +73,12 @@ class Reader:
 
     It reads in turns of a fraction of a second: in each, every request that waits has its share. So
     the texts of several requests are read together, a large request does not hold up a small one,
-    and what nobody waits for any more is left out.
+    and a request whose client has hung up is dropped.
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
-        published = encoder.published  # what it puts before every text has tokens too
+        published = encoder.published  # the prompt it puts before every text has tokens too
         self._before = published.prompts.get(published.default_prompt or "", "")
         self._jobs: list[_Job] = []
         self._stopped = False
@@ -119,7 +119,7 @@ class Reader:
             for job in jobs:
                 try:
                     self._count(job, _LETTERS_AT_ONCE / len(jobs))
-                except BaseException as error:  # a tokenizer in Rust that panics raises no less
+                except BaseException as error:  # a tokenizer's panic in Rust is no Exception
                     job.settle(error)
             self._take_turn([job for job in jobs if job.left and not job.answer.done()])
 
@@ -164,7 +164,7 @@ class Reader:
             self._read(shares)
 
     def _read(self, shares: list[tuple[_Job, list[int]]]) -> None:
-        """Read texts of several requests in one call; a fault is told to its own request."""
+        """Read texts of several requests in one call; an error goes to the request at fault."""
         begun = time.perf_counter()
         try:
             texts = [job.texts[row] for job, rows in shares for row in rows]

@@ -10,8 +10,8 @@ from embedkit._checks import check_count, check_dimensions, check_table
 
 Method = Literal["centroids", "classifier", "mmd", "reconstruction"]
 Rows = NDArray[np.floating]
-# A statistic of weights, one a row: 1 / n on one side, -1 / m on the other. It is large if they
-# differ. With it, n and m: the rows that are shuffled between the sides.
+# A function of one weight per row (1 / n on one side, -1 / m on the other) that is large if the
+# sides differ; and n and m, how many rows each side has when they are shuffled.
 Statistic = tuple[Callable[[Rows], float], int, int]
 
 
@@ -32,7 +32,7 @@ def drift(
     Parameters
     ----------
     reference, production : array of float, shapes (n, dim) and (m, dim)
-        Vectors from before and from now. Each row has to be drawn by itself.
+        Vectors from before and from now. Rows have to be drawn independently.
     method : {"centroids", "classifier", "mmd", "reconstruction"}, default="centroids"
         What is measured. ``"centroids"``: the Euclidean distance between the averages, which
         sees a shift of the whole. ``"classifier"``: the AUC of a logistic regression that tells
@@ -84,7 +84,7 @@ def drift(
     weights = np.concatenate([np.full(n, 1 / n), np.full(m, -1 / m)])
     distance = statistic(weights)
     shuffled = [statistic(generator.permutation(weights)) for _ in range(permutations)]
-    # The sums run in another order each time, so equal is equal up to rounding.
+    # Sums are taken in a different order each time, so equal distances may differ by rounding.
     rounding = 1e-9 * abs(distance) + 1e-12 * max(np.abs(reference).max(), np.abs(production).max())
     as_far = np.sum(np.array(shuffled) >= distance - rounding)
     return {"distance": distance, "p_value": float((1 + as_far) / (1 + permutations))}

@@ -84,7 +84,7 @@ def knn_predict(train: Any, train_labels: Any, test: Any, *, k: int = 5) -> NDAr
 def knn_accuracy(
     train: Any, train_labels: Any, test: Any, test_labels: Any, *, k: int = 5
 ) -> float:
-    """Let the `k` nearest training vectors name each test vector; say how often they are right.
+    """Measure how often the `k` nearest training vectors name a test vector correctly.
 
     Use it to ask whether near means alike. Near is measured by the cosine, as on the maps.
 
@@ -100,7 +100,7 @@ def knn_accuracy(
     Returns
     -------
     float
-        Share of test vectors named right, 0 to 1. Compare it with `majority_baseline`.
+        Share of test vectors named correctly, 0 to 1. Compare it with `majority_baseline`.
 
     Raises
     ------
@@ -117,10 +117,10 @@ def knn_accuracy(
 
 
 def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> float:
-    """Fit a logistic regression on frozen vectors, and count how often it is right on others.
+    """Fit a logistic regression on frozen vectors, and measure how often it is right on others.
 
     Use it to ask whether the classes can be told apart at all by a weighted sum of the dimensions.
-    Its regularisation is chosen by cross-validation within the training rows.
+    Its regularization is chosen by cross-validation within the training rows.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
     Returns
     -------
     float
-        Share of test vectors named right, 0 to 1. Compare it with `majority_baseline`.
+        Share of test vectors named correctly, 0 to 1. Compare it with `majority_baseline`.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
             f"linear_probe: needs two classes or more, each at least three times in train_labels; "
             f"got {dict(zip(classes.tolist(), counts.tolist(), strict=True))}"
         )
-    # One scale for all dimensions, so that a strength of regularisation means the same everywhere.
+    # One scale for all dimensions, so that a strength of regularization means the same everywhere.
     squares = train.multiply(train) if hasattr(train, "multiply") else train * train
     scale = np.sqrt(squares.mean()) or 1.0
     search = GridSearchCV(
@@ -169,7 +169,7 @@ def linear_probe(train: Any, train_labels: Any, test: Any, test_labels: Any) -> 
 
 
 def majority_baseline(train_labels: Any, test_labels: Any) -> float:
-    """Say how often it is right to always answer the most frequent training class.
+    """Give the accuracy of always predicting the most frequent training class.
 
     Use it beside every accuracy: a classifier that does no better has learned nothing.
 

@@ -1,4 +1,4 @@
-"""Images of any kind become RGB images, and an error names what is no image."""
+"""Images of any kind become RGB images; an error names what is not an image."""
 
 import io
 import os
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def to_rgb(image: Any, row: int) -> Image.Image:
-    """Open, turn upright and convert one image; an error names the row of what is no image."""
+    """Open, turn upright and convert one image; an error names the row."""
     try:
         if isinstance(image, Mapping) and "bytes" in image:  # a `datasets` image, not decoded
             image = image["bytes"] or image["path"]
@@ -22,12 +22,12 @@ def to_rgb(image: Any, row: int) -> Image.Image:
         elif not isinstance(image, Image.Image):
             image = _from_array(np.asarray(image))
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits; Pillow would clip them to white
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip to white
             deep = np.asarray(image)
             if deep.min() < 0 or deep.max() > 65535:
                 raise ValueError("32 bits; give it as an array of floats from 0 to 1")
             image = _from_array(deep.astype(np.uint16))
-        elif image.mode == "F":  # and these to black
+        elif image.mode == "F":  # floats, which it would clip to black
             image = _from_array(np.asarray(image))
         return image.convert("RGB")
     except UnidentifiedImageError as error:

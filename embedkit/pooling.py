@@ -109,7 +109,7 @@ def max(hidden: Tensor, mask: Tensor) -> Tensor:
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """Take the last real token.
 
-    Use it on causal models (GPT and its kin): there, a token sees only what stands before it, so
+    Use it on causal models, such as GPT: there, a token sees only what stands before it, so
     only the last one has seen the whole text.
 
     Parameters

@@ -59,7 +59,7 @@ def nearest(
     check_count("nearest", "k", k, most=len(table) - (queries is None))
     if metric == "cosine":
         table, others = normalize(table), normalize(others)
-    else:  # about the middle, where single precision is finest
+    else:  # centred, because single precision is finest near zero
         middle = table.mean(axis=0)
         table, others = table - middle, others - middle
     squares = (table * table).sum(axis=1)
@@ -75,7 +75,7 @@ def nearest(
             far[np.arange(len(block)), np.arange(start, start + len(block))] = np.inf
         found = np.sort(np.argpartition(far, k - 1, axis=1)[:, :k], axis=1)
         near = np.take_along_axis(far, found, axis=1)
-        if metric == "euclidean":  # the short way loses digits where points lie close
+        if metric == "euclidean":  # the formula above loses digits where points lie close
             near = np.linalg.norm(table[found] - block[:, None], axis=2)
         order = np.argsort(near, axis=1, kind="stable")
         rows[start : start + step] = np.take_along_axis(found, order, axis=1)
@@ -84,7 +84,7 @@ def nearest(
 
 
 def retrieval(found: Any, relevant: Sequence[Any], *, k: int = 10) -> dict[str, float]:
-    """Say how good a search is, by which rows it should have found.
+    """Measure a search by the rows that it should have found.
 
     Use it on the rows of `nearest`, or of any other search.
 
@@ -131,7 +131,7 @@ def retrieval(found: Any, relevant: Sequence[Any], *, k: int = 10) -> dict[str, 
     for row, right in zip(rows[:, :k].tolist(), wanted, strict=True):
         hits = [each in right for each in row]
         recalls.append(sum(hits) / len(right))
-        # What was not found counts in the best order there could have been.
+        # Relevant rows that were not found count in the ideal order.
         truth = [*hits, *[True] * (len(right) - sum(hits)), False]
         gains.append(ndcg_score([truth], [range(len(truth), 0, -1)], k=k, ignore_ties=True))
     return {"recall": float(np.mean(recalls)), "ndcg": float(np.mean(gains))}

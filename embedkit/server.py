@@ -1,7 +1,7 @@
-"""A small server of one's own that speaks OpenAI's embeddings API.
+"""A small local server that speaks OpenAI's embeddings API.
 
 ``with serve(model) as url:`` in a notebook, ``python -m embedkit.server --model …`` in a terminal.
-It is there to learn and to test with, on one machine. To serve many people take vLLM or Hugging
+It is meant for learning and testing on one machine. To serve many people, use vLLM or Hugging
 Face's Text Embeddings Inference, which speak the same API.
 """
 
@@ -24,8 +24,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from embedkit._endpoint import Endpoint
 from embedkit.encoders.text import TextEncoder
 
-# A connection that sends no whole head of a request for so long, or takes nothing of an answer, is
-# closed; and so is one too many, before the operating system has no files left.
+# A connection that for so long has not sent the whole head of a request, or takes nothing of its
+# answer, is closed. So is one above the limit, before the operating system runs out of files.
 _SECONDS_TO_STALL = 10
 _MAX_CONNECTIONS = 128
 
@@ -76,7 +76,7 @@ def serve(
     >>> len(answer.data[0].embedding)
     384
     """
-    # No logging set-up of its own: this process belongs to somebody else.
+    # No logging set-up of its own: it runs in the reader's process.
     quiet = {"log_config": None, "log_level": "critical", "access_log": False}
     with _running(model, "127.0.0.1", port, api_key, **quiet) as url:
         yield url
@@ -139,10 +139,10 @@ def _running(
 
 
 class _Server(uvicorn.Server):
-    """A server that does not write a page of log each second that no file can be opened."""
+    """A server that does not fill the log while the system has no files left to open."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Start to listen."""
 
         def report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
             if "socket.accept()" not in context["message"]:  # it is tried again by itself
@@ -213,7 +213,7 @@ def main() -> None:
         parser.error(
             f"--host {args.host} lets other machines in; that needs --api-key, or leave --host out"
         )
-    # The usual ways to end it are no errors.
+    # Ctrl-C and SIGTERM are the usual ways to stop it, not errors.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         try:

@@ -77,7 +77,7 @@ class WordVectors:
         Raises
         ------
         ValueError
-            If a sentence has another number of tags than of words, or a tag is not BIO.
+            If a sentence has more or fewer tags than words, or a tag is not BIO.
         """
         names = names if names is not None else _tag_names(tags)
         sizes = np.bincount(self.sentence, minlength=len(tags))
@@ -88,7 +88,7 @@ class WordVectors:
         for sentence, row in enumerate(tags):
             spelled = [_spell(tag, names) for tag in ([] if row is None else row)]
             unread = sizes[sentence] == 1 and not self.word[offsets[sentence]]
-            if unread and not spelled:  # what `on_error="skip"` makes of no sentence
+            if unread and not spelled:  # what `on_error="skip"` leaves of an unreadable sentence
                 continue
             if len(spelled) != sizes[sentence]:
                 raise ValueError(
@@ -141,6 +141,6 @@ def _bio_spans(tags: Sequence[str]) -> list[tuple[int, int, str]]:
 
 
 def _mean_of_known(vectors: Vectors) -> Vectors:
-    """Average rows, leaving out those of NaN; NaN if there is no other."""
+    """Average the rows that are not NaN; NaN where all are."""
     known = vectors[~np.isnan(vectors).any(axis=1)]
     return known.mean(axis=0) if len(known) else np.full(vectors.shape[1], np.nan, np.float32)

@@ -29,7 +29,7 @@ def find_column(owner: str, batch: Any, wanted: Sequence[str]) -> str:
 
 
 def is_single_row(batch: Any, column: str, single: tuple[type, ...]) -> bool:
-    """Say whether a row was handed over in place of a batch, as `map` does by itself."""
+    """Say whether this is a row and not a batch, as `map` gives without ``batched=True``."""
     # `datasets` has a class for either; with a format set, it hands a plain dict over.
     plain = isinstance(batch, dict) and isinstance(batch[column], single)
     return plain or type(batch).__name__ == "LazyRow"
@@ -80,8 +80,8 @@ def fixed_size(vectors: Embeddings, dim: int) -> pa.Array:
 class ArrowColumn(list[Any]):
     """Vectors for ``Dataset.map`` to write.
 
-    `datasets` asks a list for its Arrow array before it takes it apart. Left to itself, it would
-    write lists of any length, and forget that all vectors have the same.
+    `datasets` asks a list for its Arrow array before it takes it apart. Without this one, it would
+    write lists of any length, and lose that all vectors have the same.
 
     Parameters
     ----------

@@ -178,10 +178,10 @@ class Encoder(Pickled, ABC):
         return body
 
     def set_up(self) -> None:
-        """Work out what later steps need from `model`, `body` and `processor`; nothing here."""
+        """Work out what later steps need of `model`, `body` and `processor`; by default nothing."""
 
     def look(self) -> dict[str, Any]:
-        """Run the model once and return what only that tells, as facts; nothing here."""
+        """Run the model once and return as facts what only that shows; by default nothing."""
         return {}
 
     def poolings(self) -> dict[str, Pooling]:

@@ -66,8 +66,8 @@ def reading(model: torch.nn.Module) -> Iterator[None]:
 def call(owner: str, model: Callable[..., Any], inputs: Mapping[str, Any], **options: Any) -> Any:
     """Run a model, or say in one sentence that it cannot read these inputs.
 
-    Some models need more than one kind of input, and some cannot read the shortest texts; what they
-    raise then is an error of their inner parts.
+    Some models need more than one kind of input, and some cannot read the shortest texts; the error
+    that they raise then comes from somewhere inside.
     """
     try:
         return model(**inputs, **options)

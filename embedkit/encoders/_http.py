@@ -1,4 +1,4 @@
-"""How `OpenAIEncoder` talks to a server: bounds on what is read and waited for, and no detours.
+"""How `OpenAIEncoder` talks to a server: limits on size and time, and no redirects.
 
 Imported when an encoder is made, because OpenAI's package takes a second.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 # The client insists on a key, where a server on this machine needs none.
 _NO_KEY = "none"
-# OpenAI's client tries twice by itself; a limit of requests a minute needs more patience than that.
+# OpenAI's client tries again twice; a limit of requests per minute needs more patience.
 _RETRIES = 6
 # All tries of a request together take this many timeouts at most.
 _PATIENCE = 3
@@ -97,7 +97,7 @@ class Server:
             )
         self.url, self.is_local = url, host in ("localhost", "127.0.0.1", "::1")
         self._timeout, self._client, self._is_own = timeout, client, client is None
-        # What a URL can hide before the host is not shown.
+        # A name or password that stands before the host is not shown.
         self.name = plain(parts.netloc.rpartition("@")[2])
         self.address = f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
 
@@ -117,7 +117,7 @@ class Server:
     def describe(self, model: str) -> tuple[str, dict[str, Any] | None]:
         """Say where a model is: the address, and what the server says of the model.
 
-        A description without a word means that the server says nothing; None, that it could not be
+        An empty description means that the server says nothing of it; None, that it could not be
         asked.
         """
         if self._client is None and not self.is_local and not os.environ.get("OPENAI_API_KEY"):
@@ -134,7 +134,7 @@ class Server:
             return self.address, None
         except (openai.APIStatusError, LookupError, TypeError, ValueError, AttributeError):
             pass
-        # A local server has another port every time; its model is known by its fingerprint.
+        # A local server has a new port every time; its model is known by its fingerprint.
         return "here" if self.is_local and said.get("fingerprint") else self.address, said
 
     def embed(
@@ -142,13 +142,14 @@ class Server:
     ) -> tuple[list[NDArray[np.float32]], int]:
         """Ask for the vectors of a few texts, and put them in order; count the tokens.
 
-        What may pass (a limit of requests, a fault of the server) is tried again, until `stop`.
+        After a temporary error (a limit of requests, a fault of the server) it tries again, until
+        `stop`.
         """
         client, begun = self.connect(), time.monotonic()
         _limit.set(min(2**20 + len(texts) * (dim or _DIM) * _NUMBER, _MAX_ANSWER))
         # Requested explicitly, base64 stays as it is; servers that do not know it send numbers.
         body = {"input": texts, "encoding_format": "base64", **settings}
-        # Redirects are not followed, also by a client of the reader: texts would travel along.
+        # Not even a client of the reader's own follows redirects: texts would travel along.
         options: Any = {"max_retries": 0, "follow_redirects": False}
         for attempt in range(client.max_retries + 1):
             try:
@@ -162,12 +163,12 @@ class Server:
                 spent = time.monotonic() - begun + wait
                 too_late = self._is_own and spent > _PATIENCE * self._timeout
                 last = attempt == client.max_retries
-                if last or too_late or not _may_pass(error) or stop.wait(wait):
+                if last or too_late or not _is_temporary(error) or stop.wait(wait):
                     raise
         return _read(answer, len(texts))
 
     def explain(self, error: Exception) -> str:
-        """Say in one line why a request failed: no key, and no sign that a terminal would obey."""
+        """Say in one line why a request failed, without the key and without control characters."""
         body = getattr(error, "body", None)
         hint = _HINTS.get(getattr(error, "status_code", None))
         if isinstance(error.__cause__, AnswerTooLargeError):
@@ -192,11 +193,11 @@ class Server:
 
 
 def plain(text: str) -> str:
-    """Leave out what moves a terminal's cursor, colors it, or turns the order of letters."""
+    """Leave out what a terminal would obey: control characters, and marks of direction."""
     return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
-def _may_pass(error: openai.APIError) -> bool:
+def _is_temporary(error: openai.APIError) -> bool:
     """Say whether the same request may be answered a little later."""
     if isinstance(error, openai.APIStatusError):
         return error.status_code in (408, 409, 429) or error.status_code >= 500
@@ -241,7 +242,7 @@ def _api_key(*, needed: bool) -> str:
     if not key and _can_ask():
         try:
             key = getpass.getpass("API key (not shown, not kept): ").strip()
-        except (EOFError, RuntimeError):  # a notebook that runs by itself has no input
+        except (EOFError, RuntimeError):  # a notebook that nobody attends has no input
             key = ""
     if not key:
         raise ValueError("there is no API key; set the environment variable OPENAI_API_KEY")
@@ -251,6 +252,6 @@ def _api_key(*, needed: bool) -> str:
 
 
 def _can_ask() -> bool:
-    """Tell a terminal or a notebook, where a person can answer, from a script that runs alone."""
+    """Say whether a person can answer: in a terminal or a notebook, not in a script."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel") or (sys.stdin is not None and sys.stdin.isatty())

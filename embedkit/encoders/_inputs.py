@@ -144,7 +144,7 @@ def sentences(inputs: Any, faults: Faults) -> list[list[str]]:
 
 
 def chunks(texts: Sequence[Any], rows: int, letters: int) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the number of a first row, and it with the rows after it, not too many at a time.
+    """Yield the rows in pieces, each with the number of its first row.
 
     A tokenizer cannot be interrupted, so it gets little at a time: at most so many rows and, if
     there are several, about so many letters.
@@ -160,7 +160,7 @@ def chunks(texts: Sequence[Any], rows: int, letters: int) -> Iterator[tuple[int,
 
 
 def ranges(rows: Iterable[Any]) -> str:
-    """Write row numbers shortly: ``rows 3, 7-9``."""
+    """Write row numbers in short: ``rows 3, 7-9``."""
     groups: list[list[int]] = []
     for row in sorted({int(row) for row in rows}):
         if groups and row == groups[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""What `OpenAIEncoder` keeps of its requests: the vectors of a call, the cache, what was spent."""
+"""The requests of `OpenAIEncoder`: the vectors of a call, the cache, and what was spent."""
 
 import sqlite3
 import statistics
@@ -37,7 +37,7 @@ class Account:
     usage : dict of str to int
         Requests, texts, tokens; texts that were cached.
     kept : dict of bytes to array of float32, shape (dim,)
-        What calls that failed had paid for.
+        Vectors that failed calls had paid for.
     source : str or None
         What tells this server's vectors from other servers' in the cache, as soon as it is known.
     lock : threading.RLock
@@ -97,7 +97,7 @@ class Run:
         ending, as those of `concurrent.futures` would.
         """
         waiting = iter(requests)
-        # Not `Thread.join`: interrupted, Python 3.11's takes a running thread for one that ended.
+        # Not `Thread.join`: once interrupted, that of Python 3.11 takes a running thread for ended.
         ended = [threading.Event() for _ in range(min(at_once, len(requests)))]
 
         def work(end: threading.Event) -> None:
@@ -180,7 +180,7 @@ class Run:
 
 
 def spans(lengths: Sequence[int], most_inputs: int, most_tokens: int) -> list[tuple[int, int]]:
-    """Fill requests in order; a text that is too long for any has one of its own.
+    """Fill requests in order; a text that is too long for any gets one of its own.
 
     Over the wire nothing is padded, so texts stay in order, which makes an error clear.
     """
@@ -214,7 +214,7 @@ def open_cache(folder: str | None) -> Iterator[sqlite3.Connection | None]:
 
 
 def source_of(server: "Server", model: str, database: sqlite3.Connection) -> str:
-    """Tell a model from those of other servers: by the address, and what the server says of it.
+    """Identify a model among those of all servers, by its address and what the server says of it.
 
     A server that cannot be reached is taken for what it was when it last answered, so that a cache
     can be read without a network and without a key.

@@ -32,9 +32,9 @@ class TensorEncoder(Encoder):
 
     A subclass names what `Encoder` says and writes `prepare` and `examples`. By default a batch
     holds inputs of one shape, without padding. To pad inputs of different lengths, set ``pads =
-    True`` and write `collate`; if the mask then counts something else than the hidden states do,
-    as a mask of sound counts samples, write `token_mask` too. A new encoder is tried: where
-    padding changes its vectors, only inputs of one shape share a batch after all.
+    True`` and write `collate`; if the mask then counts something other than the hidden states (a
+    mask of sound counts samples), write `token_mask` too. Each new encoder is tried: where padding
+    changes its vectors, only inputs of one shape share a batch after all.
 
     See Also
     --------
@@ -45,7 +45,7 @@ class TensorEncoder(Encoder):
     def prepare(self, value: Any, row: int) -> Tensors:
         """Make the model's tensors of one input, without a dimension for the batch.
 
-        It runs in threads. A ValueError with `row` in its message says that an input is none.
+        It runs in threads. Raise a ValueError, with `row` in its message, for a faulty input.
         """
 
     @abstractmethod
@@ -57,7 +57,7 @@ class TensorEncoder(Encoder):
         return {name: torch.stack([each[name] for each in prepared]) for name in prepared[0]}
 
     def token_mask(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Say which hidden states (batch, tokens, dim) are real: 1 or 0, shape (batch, tokens)."""
+        """Mark the hidden states (batch, tokens, dim) that are real: 1 or 0, (batch, tokens)."""
         return torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
 
     def embed_example(self, rows: Sequence[int]) -> list[Vectors]:

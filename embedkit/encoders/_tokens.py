@@ -83,7 +83,7 @@ class TokenEncoder(Encoder):
         accepted = inspect.signature(self.body.forward).parameters
         told = {"attention_mask", *self.processor.model_input_names} & accepted.keys()
         self._keys = told & {"input_ids", "attention_mask", "token_type_ids"}
-        # Decoders would keep keys and values of every token, which nobody reads: gigabytes.
+        # Decoders would keep gigabytes of keys and values, which are not used here.
         self._switches = {"use_cache": False} if "use_cache" in accepted else {}
         self._vocabulary = vocabulary_size(self.body)
         pad = self.processor.pad_token_id
@@ -175,7 +175,7 @@ class TokenEncoder(Encoder):
         return encodings, tokens, np.stack([ends[:-1], ends[1:]], axis=1)
 
     def _cut(self, spans: Spans) -> Spans:
-        """Leave of each span what the model can read at a time."""
+        """Cut each span to what the model can read at a time."""
         return np.minimum(spans, spans[:, :1] + self._room)
 
     def _inputs(
@@ -273,7 +273,7 @@ def _length_limit(model: Any, tokenizer: Any) -> int:
     """Say how many tokens the model can read, special tokens included."""
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind the padding's.
+        # RoBERTa and similar models count positions from the one after the padding's.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
             limits.append(len(module.weight) - module.padding_idx - 1)
     known = [limit for limit in limits if limit and 0 < limit < _NO_LIMIT]

@@ -23,7 +23,7 @@ _ROUNDING_OF_HALVES = 0.05
 
 
 def try_model(encoder: "Encoder", *, choose_dtype: bool) -> dict[str, Any]:
-    """Embed an example alone, again, and beside a longer one; see what that changes.
+    """Embed an example alone, once more, and beside a longer one; see what that changes.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ class TokenCount(NamedTuple):
 
 
 class OpenAIEncoder:
-    """One vector per text, from OpenAI's API or any other that works alike.
+    """One vector per text, from OpenAI's API or any other that works the same way.
 
     Use it where the model cannot be had or is too large to run here. The texts leave this machine.
 
@@ -61,8 +61,8 @@ class OpenAIEncoder:
     max_concurrency : int, default=4
         Requests on their way at a time.
     timeout : float, default=60
-        Seconds that a server has for one answer. What may pass (a timeout, a limit of requests) is
-        tried again, for at most three times as long in all.
+        Seconds that a server has for one answer. After a temporary error (a timeout, a limit of
+        requests) it is asked again, for at most three times as long in all.
 
     Raises
     ------
@@ -205,7 +205,7 @@ class OpenAIEncoder:
         Raises
         ------
         TypeError, ValueError
-            If a text is none, or is empty; the message names it.
+            If an input is not a text, or is empty; the message names it.
 
         Examples
         --------
@@ -244,8 +244,8 @@ class OpenAIEncoder:
         progress : bool, optional
             Show a progress bar; by default, if the work takes over two seconds.
         on_error : {"raise", "skip"}
-            What becomes of an input that is no text, or an empty one: nothing is sent, or it has
-            NaN for a vector and one warning lists all that do. What a server refuses always raises.
+            What happens if an input is not a text, or is empty: nothing is sent, or it has NaN for
+            a vector and one warning lists all that do. What a server refuses always raises.
 
         Returns
         -------
@@ -255,9 +255,9 @@ class OpenAIEncoder:
         Raises
         ------
         TypeError, ValueError
-            If a text is none, or is empty; nothing was sent. Or if there is no key.
+            If an input is not a text, or is empty; nothing was sent. Or if there is no key.
         RuntimeError
-            If the server refused some texts or answered with something else than vectors. The
+            If the server refused some texts or answered with something other than vectors. The
             message names their rows; all other vectors are kept.
         OSError
             If the cache cannot be used.

@@ -43,7 +43,7 @@ _TEXTS = [
 
 
 def diagnose(encoder: Any, inputs: Any = None) -> Diagnosis:
-    """Check an encoder, and how your inputs fare with it.
+    """Check an encoder, and what it makes of your inputs.
 
     Use it when a new model or new data come in, before you trust a map or a score. It says what
     was loaded and pooled, whether a vector depends on its input alone, what became of the inputs,
@@ -182,7 +182,7 @@ def _stability(encoder: Any, sample: list[Any], vectors: list[Vectors]) -> Itera
     vars(exact).update(vars(encoder), model=copy.deepcopy(encoder.model).float())
     exact.body = body_of(exact.model, encoder.tower)
     pair = [np.concatenate(each) for each in (_embed(exact, some), before)]
-    # What all vectors share would hide that the rest is lost.
+    # The mean is taken off: what all vectors share would hide that the rest is lost.
     same = float(_cosines(*(each - pair[0].mean(axis=0) for each in pair)).min())
     yield _check(
         "dtype",
@@ -331,7 +331,7 @@ def _of(count: int, all_of_them: Sequence[Any] | NDArray[Any]) -> str:
 
 
 def _key(value: Any) -> Any:
-    """Give what tells an input from others; nothing, of one without content."""
+    """Give what identifies an input; something empty for one without content."""
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)) and all(isinstance(word, str) for word in value):
@@ -339,7 +339,7 @@ def _key(value: Any) -> Any:
     try:
         image = to_rgb(value, 0)
     except (TypeError, ValueError):
-        return repr(value)  # not readable, which the vectors show
+        return repr(value)  # not readable; the check of the vectors says so
     return (image.size, image.tobytes()) if image.getcolors(1) is None else ()
 
 

@@ -90,7 +90,7 @@ class ImageEncoder(TensorEncoder):
         If the model cannot be loaded; the message says why and what to do.
     ValueError
         If a setting is unknown, if the model cannot give it, or if the model gives the same image
-        another vector at each call.
+        a different vector at each call.
 
     See Also
     --------
@@ -149,7 +149,7 @@ class ImageEncoder(TensorEncoder):
         return [Image.fromarray(ramp), Image.fromarray(255 - ramp)]
 
     def look(self) -> dict[str, Any]:
-        """Find out where a map has its channels, and which tokens are no patches."""
+        """Find out where a map has its channels, and which tokens are not patches."""
         pair = [self.prepare(image, row) for row, image in enumerate(self.examples())]
         inputs = self.to_model(self.collate(pair))
         with reading(self.model):
@@ -204,7 +204,7 @@ class ImageEncoder(TensorEncoder):
         out : array of float, shape (n, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
         on_error : {"raise", "skip"}, default="raise"
-            What happens to an input that is no image: it stops the work, or it has NaN for a
+            What happens to an input that is not an image: it stops the work, or it has NaN for a
             vector and one warning lists all that do.
 
         Returns
@@ -215,7 +215,7 @@ class ImageEncoder(TensorEncoder):
         Raises
         ------
         TypeError, ValueError
-            If an input is no image; the message names it. If `out` does not fit.
+            If an input is not an image; the message names it. If `out` does not fit.
         """
         if isinstance(inputs, np.ndarray) and inputs.ndim == 3 and inputs.shape[-1] in (3, 4):
             raise ValueError(

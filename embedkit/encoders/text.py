@@ -34,7 +34,7 @@ class TextEncoder(TokenEncoder):
     ----------
     model : str, path or PreTrainedModel
         A bundled name (``"bundled/all-MiniLM-L6-v2"``), a folder, a Hub id, or a loaded model. Of
-        T5 and its kin the encoder is taken, of CLIP and SigLIP the text tower.
+        T5 and similar models the encoder is taken, of CLIP and SigLIP the text tower.
     pooling : {"auto", "cls", "last", "max", "mean", "projected"} or function, default="auto"
         How the tokens of a text become one vector. ``"auto"`` is what the model's repository says,
         with the layers it puts behind the pooling; where it says nothing, ``"cls"`` if the model
@@ -95,7 +95,7 @@ class TextEncoder(TokenEncoder):
         If the model cannot be loaded; the message says why and what to do.
     ValueError
         If a setting is unknown, if the model cannot give it, or if the model gives the same text
-        another vector at each call.
+        a different vector at each call.
 
     See Also
     --------
@@ -198,7 +198,7 @@ class TextEncoder(TokenEncoder):
         out : array of float, shape (n, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
         on_error : {"raise", "skip"}, default="raise"
-            What happens to an input that is no text: it stops the work before it begins, or it
+            What happens to an input that is not a text: it stops the work before it begins, or it
             has NaN for a vector and one warning lists all that do.
 
         Returns
@@ -209,7 +209,7 @@ class TextEncoder(TokenEncoder):
         Raises
         ------
         TypeError
-            If an input is no text; the message names it.
+            If an input is not a text; the message names it.
         ValueError
             If a text holds half a character, if one is empty and the model has no special tokens
             to read instead, if the prompt is unknown, or if `out` does not fit.
@@ -222,7 +222,7 @@ class TextEncoder(TokenEncoder):
                 if error is not None:
                     faults.add(row, error)
         before = self._prompt_text(prompt)
-        # Models that were trained so pool over the text alone, though it was read with the prompt.
+        # Some models are trained to read the prompt with the text, but to pool the text alone.
         hides = bool(before) and not self.published.include_prompt
         hidden = len(self._tokenize([self._as_read(before)])[1]) if hides else 0
         out = self._room_for(len(texts), out)

@@ -181,7 +181,7 @@ class WordEncoder(TokenEncoder):
         out : array of float, shape (words, dim), optional
             Where to write the vectors, as into an `np.memmap` for more than memory holds.
         on_error : {"raise", "skip"}, default="raise"
-            What happens to a sentence or a word that is no text: it stops the work, or it has one
+            What happens to a sentence or a word that is not text: it stops the work, or it has one
             row of NaN, whose `word` is empty, and one warning lists all that do.
 
         Returns
@@ -193,7 +193,7 @@ class WordEncoder(TokenEncoder):
         Raises
         ------
         TypeError
-            If a sentence or a word is no text; the message names it.
+            If a sentence or a word is not text; the message names it.
         ValueError
             If `out` does not fit.
         """

@@ -1,4 +1,4 @@
-"""LoRA adapters: small matrices that, added to the weights of a base model, make another one of it.
+"""LoRA adapters: small matrices that, added to the weights of a base model, make a new model.
 
 Hu et al. (2021), "LoRA: Low-Rank Adaptation of Large Language Models".
 """
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from embedkit.loading._files import Refusal, read_json
 
-# What shapes the matrices. The rest is about training, or would have other code imported.
+# What shapes the matrices. The other settings are about training, or would import other code.
 _SETTINGS = (
     "alpha_pattern", "bias", "exclude_modules", "fan_in_fan_out", "layers_pattern",
     "layers_to_transform", "lora_alpha", "r", "rank_pattern", "target_modules", "use_dora",

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-_MANY_LAYERS, _MANY_OF_ANYTHING = 1000, 10_000_000  # so many are built in seconds
+_MANY_LAYERS, _MANY_OF_ANYTHING = 1000, 10_000_000  # a model with so many is built in seconds
 
 
 class Refusal(ValueError):
@@ -30,7 +30,7 @@ def lies_in(path: str, folders: Iterable[Path]) -> bool:
 
 
 def read_json(file: Path, kind: type = dict) -> Any:
-    """Read an object (or a list) from a JSON file; what is none is refused in one sentence."""
+    """Read an object (or a list) from a JSON file, or say in one sentence why it cannot be."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -78,7 +78,7 @@ def tensor_names(files: list[Path]) -> set[str]:
 
 
 def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a configuration whose model would take for ever to build, before it is built."""
+    """Refuse a configuration whose model would take forever to build, before it is built."""
     for key, value in _numbers(config):
         layers = any(part in key for part in ("layer", "depth", "block", "stage"))
         most = max(tensors, _MANY_LAYERS) if layers else _MANY_OF_ANYTHING

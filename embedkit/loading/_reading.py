@@ -65,8 +65,8 @@ def read_model(
 
 
 def _check_weights(model: PreTrainedModel, info: Mapping[str, Any]) -> None:
-    """Refuse weights that are missing, left over or no numbers."""
-    # A pooler sits behind the hidden states, so that many repositories go without is no loss.
+    """Refuse weights that are missing, left over or not finite."""
+    # A pooler comes after the hidden states, so nothing is lost where a repository has none.
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise files.Refusal(

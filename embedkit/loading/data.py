@@ -79,7 +79,7 @@ def load_data(
     Raises
     ------
     TypeError
-        If `name`, `split`, `columns` or `rows` is of another kind.
+        If `name`, `split`, `columns` or `rows` has the wrong type.
     ValueError
         If there is no such bundled data set, split, or column; if the data would read files
         outside their folder; if no row has a label.

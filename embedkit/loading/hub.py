@@ -1,4 +1,4 @@
-"""One way to ask the Hugging Face Hub, and one sentence on why it does not give a thing.
+"""One way to ask the Hugging Face Hub, and one sentence on why something cannot be had.
 
 Left to themselves, the libraries ask many times, wait in between, and blame the name for a fault of
 the network.
@@ -120,7 +120,7 @@ def cached_commit(
 
 
 def _refusal(error: object, repository: str, kind: str, revision: str | None) -> str:
-    """Say what the Hub has against a request; nothing if it could not be asked."""
+    """Say why the Hub refused a request; nothing if it could not be asked."""
     if isinstance(error, errors.HFValidationError):
         return "neither a folder nor a Hub id; a Hub id looks like 'google/vit-base-patch16'"
     if isinstance(error, errors.GatedRepoError):

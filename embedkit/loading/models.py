@@ -231,7 +231,7 @@ def fingerprint(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Any, ...]:
-    """Tell one state of a model from another, without loading it.
+    """Identify the state of a model, without loading it.
 
     Parameters
     ----------
@@ -269,7 +269,7 @@ def fingerprint(
 
 
 def vocabulary_size(model: Any) -> int | None:
-    """Count the tokens that a model has vectors for; None if it does not tell.
+    """Count the tokens that a model has vectors for; None if it does not say.
 
     Parameters
     ----------
@@ -281,7 +281,7 @@ def vocabulary_size(model: Any) -> int | None:
     """
     try:
         return getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except (RuntimeError, AttributeError):  # of two towers, which has the table is not said
+    except (RuntimeError, AttributeError):  # which of two towers has the table is not said
         return None
 
 

@@ -23,7 +23,7 @@ PALETTE = (
 )  # fmt: skip
 UNKNOWN = "#dedede"
 AMOUNTS = "cividis"
-# Of whole numbers, more different ones than this are taken for amounts, not for classes.
+# More different whole numbers than this are taken for amounts, not for classes.
 _MOST_CLASSES = 24
 
 

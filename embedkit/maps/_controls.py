@@ -19,7 +19,7 @@ from embedkit.maps._views import LARGE, Maps
 from embedkit.maps.plotting import SIZE, plot
 
 TRAVEL = 1.0  # seconds
-SILENCE = 5.0  # seconds: in so long a map that can be drawn has answered
+SILENCE = 5.0  # seconds, in which every map that can be drawn has answered
 _HELP = {
     "vectors": "The points travel to another map.",
     "color": "The column that gives the colors.",
@@ -65,7 +65,7 @@ def make_controls(
     switches = {name: widgets.Checkbox(indent=False) for name in names}
     for name, control in [*controls.items(), *switches.items()]:
         control.description = name
-        # Called so before ipywidgets 8.
+        # The second is its name before ipywidgets 8.
         place = "tooltip" if control.has_trait("tooltip") else "description_tooltip"
         setattr(control, place, _HELP.get(name, ""))
     return controls, switches
@@ -107,8 +107,8 @@ def draw_picture(points: NDArray[np.float32], meaning: Coloring) -> list[widgets
 def show_picture_without_webgl(explorer: Any, scatter: Any, switch: Any) -> None:
     """Switch the still picture on, where a page shows the explorer and its map stays silent.
 
-    A map that can be drawn tells its place in the page. One that does so late gets the picture
-    switched off again.
+    A map that can be drawn tells its place in the page. If it does so late, the picture is switched
+    off again.
     """
 
     async def listen() -> None:
@@ -121,7 +121,7 @@ def show_picture_without_webgl(explorer: Any, scatter: Any, switch: Any) -> None
         if change["new"]:
             waiting.append(asyncio.get_running_loop().create_task(listen()))
 
-    waiting: list[Any] = []  # a task that nobody holds may vanish
+    waiting: list[Any] = []  # asyncio forgets a task that nothing refers to
     explorer.observe(opened, "_view_count")
     explorer.set_trait("_view_count", 0)  # so that the page counts how often it shows it
 
@@ -133,7 +133,7 @@ def new_scatter(count: int, height: int) -> Any:
         reticle=False, height=height, size=float(np.clip(120 / count**0.5, 2, 6)),
         opacity_unselected=0.15, transition_points_duration=int(1000 * TRAVEL),
     ).show(["pan_zoom", "lasso", "full_screen", "reset"])  # fmt: skip
-    # Where all points are one, the page would look for labels in no space, without end.
+    # Where all points are the same, the page would search an empty space for labels, without end.
     scatter.x_domain = scatter.y_domain = [-1, 1]
     scatter.layout.flex, scatter.layout.min_width = "1 1 0", "0"
     return scatter
@@ -150,7 +150,7 @@ def set_side_by_side(box: widgets.HBox, maps: list[Any]) -> None:
 def arrange(
     controls: dict[str, Any], switches: dict[str, Any], parts: dict[str, Any], several: bool
 ) -> list[widgets.Widget]:
-    """Lay out two rows of controls, the map beside what it says, and the selection below."""
+    """Lay out two rows of controls, the map with texts beside it, and the selection below."""
     row = {"flex_flow": "row wrap", "align_items": "center"}
     for control in controls.values():
         control.layout = {"width": "auto", "flex": "1 1 150px", "max_width": "260px"}

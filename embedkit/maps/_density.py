@@ -32,7 +32,7 @@ def density(
 
 
 def levels(grid: NDArray[np.float64], shares: tuple[float, ...]) -> list[float]:
-    """Find the densities above which so large shares of the points lie, lowest density first."""
+    """Find the densities above which these shares of the points lie, lowest density first."""
     cells = np.sort(grid, axis=None)[::-1]
     held = np.cumsum(cells) / (cells.sum() or 1)
     found = cells[np.searchsorted(held, shares).clip(max=len(cells) - 1)]

@@ -85,7 +85,7 @@ class Rows:
         Raises
         ------
         ValueError
-            If it is no regular expression, or takes longer than `_PATIENCE` seconds.
+            If it is not a regular expression, or takes longer than `_PATIENCE` seconds.
         """
         if self._searched is None:
             names = ["word"] if self.words else [self.text] if self.text else self.scalars()
@@ -152,7 +152,7 @@ class Rows:
             return ""
 
     def facts(self, row: int, names: Sequence[str | None]) -> list[str]:
-        """Write each of these columns, where there is one, as a line of HTML; and the row."""
+        """Write each of these columns that exists as a line of HTML; and the row's number."""
         values = {name: self.frame[name].iloc[row] for name in names if name in self.frame}
         lines = [f"<b>{escape(str(n))}</b>: {escape(cut(str(v), 200))}" for n, v in values.items()]
         return [*lines, f"<small>row {row}</small>"]
@@ -163,7 +163,7 @@ class Rows:
         return ", ".join(f"{escape(cut(str(n), 40))} ({c})" for n, c in counts.items() if c)
 
     def cards(self, entries: Sequence[tuple[int, str]], name: str | None) -> str:
-        """Set previews of rows beside each other as HTML, each with its value and a note."""
+        """Lay out previews of rows side by side as HTML, each with its value and a note."""
         tiles = self.pictures is not None
         html = []
         for row, note in entries:
@@ -248,7 +248,7 @@ def _of_words(frame: pd.DataFrame, words: WordVectors) -> Rows:
 
 
 def whole(value: Any) -> Any:
-    """Put a sign for half a character, which cannot be written; other values stay."""
+    """Replace half characters, which cannot be written, in a string; other values stay."""
     return regex.sub("[\ud800-\udfff]", "\ufffd", value) if isinstance(value, str) else value
 
 

@@ -1,6 +1,6 @@
-"""The map comes alive: hover, lasso, color, find, and travel from one map to another.
+"""A map to explore in a notebook: hover, lasso, color, find, and travel from one map to another.
 
-The scatter is jupyter-scatter's, the controls round it are ipywidgets.
+The scatter is jupyter-scatter's, the controls around it are ipywidgets.
 """
 
 import asyncio
@@ -189,7 +189,7 @@ class Explorer(widgets.VBox):
         return self._wanted(), *shown, *(self._switches[n].value for n in ("names", "density"))
 
     def _changed(self, change: Any) -> None:
-        """See to a control without holding up other cells."""
+        """React to a control without blocking other cells."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # no notebook
@@ -220,11 +220,11 @@ class Explorer(widgets.VBox):
                 self._show_selection()
                 self._set("status", "")
                 await self._arrived(travel)
-            except Exception as error:  # in a callback nobody would see it
+            except Exception as error:  # raised in a task, it would not be seen
                 self._set("status", f"This could not be computed: {escape(str(error))}")
 
     async def _set_beside(self, other: str | None) -> None:
-        """Set a map of other vectors beside this one; color both by the neighbours they share."""
+        """Put a map of other vectors beside this one; color both by the neighbours they share."""
         self._shared = None
         if other is not None:
             beside = await asyncio.to_thread(self._maps.points, self._view._replace(vectors=other))
@@ -234,7 +234,7 @@ class Explorer(widgets.VBox):
             self._beside = self._beside or self._new_beside()
 
     def _new_beside(self) -> Any:
-        """Make a second map, on which is selected, shown and pointed at what is on the first."""
+        """Make a second map that shares selection, filter and pointer with the first."""
         beside = _controls.new_scatter(len(self._maps.rows), self._scatter.height)
         for one, other in ((self._scatter, beside), (beside, self._scatter)):
             follow = partial(lambda to, change: setattr(to, change["name"], change["new"]), other)
@@ -267,7 +267,7 @@ class Explorer(widgets.VBox):
         seconds = _controls.TRAVEL * (1.5 if travel else 0.2)
         self._clock.value, self._clock.interval = 0, int(1000 * seconds)
         setattr(self._clock, _PLAYING, True)
-        for _ in range(40):  # and where there is no page, no clock runs
+        for _ in range(40):  # without a page, no clock runs
             await asyncio.sleep(_controls.TRAVEL / 8)
             if not getattr(self._clock, _PLAYING):
                 break
@@ -370,7 +370,7 @@ class Explorer(widgets.VBox):
         self._filter(meaning)
 
     def _filter(self, meaning: Coloring) -> None:
-        """Show some rows alone, and find among them."""
+        """Show only some rows, and find among them."""
         (only,) = self._only.children or (None,)
         if only is None or (meaning.amounts is None and not only.value):
             self._scatter.filter = None

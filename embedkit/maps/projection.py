@@ -63,7 +63,7 @@ def project(
         UMAP: the distance between vectors.
     seed : int or None, default=0
         The same seed gives the same map on the same machine. None uses all cores, and gives
-        another map each time.
+        a different map each time.
     sample : int, optional
         Fit on this many rows, drawn with the seed. Each other row is placed at the mean of its
         five nearest fitted rows in the full space, weighted by 1 / distance². Use it where the
@@ -79,7 +79,7 @@ def project(
     Raises
     ------
     ValueError
-        If `vectors` is no table of finite numbers, has too few rows for UMAP, or a setting is
+        If `vectors` is not a table of finite numbers, has too few rows for UMAP, or a setting is
         unknown.
 
     References
@@ -129,7 +129,7 @@ def project(
         tqdm_kwds={"disable": not progress, "delay": 2, "leave": False, "desc": "UMAP"},
     )
     with _ONE_AT_A_TIME, warnings.catch_warnings():
-        # Vectors in several unconnected clusters are no fault: it falls back to another start.
+        # Vectors may lie in several unconnected clusters: then it falls back to another start.
         warnings.filterwarnings("ignore", message="Graph is not fully connected")
         warnings.filterwarnings("ignore", message="Spectral initialisation failed")
         # Two functions of the search for neighbours compile anew in each process: seconds.
