@@ -118,6 +118,8 @@ def retrieval(found: Any, relevant: Sequence[Any], *, k: int = 10) -> dict[str, 
     0.5
     """
     rows = check_table(found, "retrieval: found", dtype=np.int64)
+    if (rows != np.asarray(found)).any():
+        raise ValueError("retrieval: found holds fractions; give row numbers, as `nearest` does")
     wanted = [set(each) for each in relevant]
     check_count("retrieval", "k", k, most=rows.shape[1])
     if not len(rows) == len(wanted) > 0 or not all(wanted):

@@ -532,6 +532,19 @@ def image_column(path, *, struct):
     return write
 
 
+def nested_image(feature, nest):
+    """Store an image by its path, in a list or in a part of a column."""
+
+    def write(folder, secret):
+        picture(0).save(secret.parent / "secret.png")
+        stored = {"bytes": None, "path": str(secret.parent / "secret.png")}
+        schema = datasets.Features(pictures=feature).arrow_schema
+        table = pyarrow.table({"pictures": [nest(stored)]}, schema=schema)
+        pyarrow.parquet.write_table(table, folder / "train.parquet")
+
+    return write
+
+
 def listed_image(folder, secret):
     picture(0).save(secret.parent / "secret.png")
     picture(1).save(folder / "own.png")
@@ -549,6 +562,8 @@ OUTSIDE = {
     "an absolute image": image_column("SECRET", struct=False),
     "an image on the web": image_column("http://127.0.0.1:9/x.png", struct=False),
     "an image stored by its path": image_column("SECRET", struct=True),
+    "an image in a list": nested_image(datasets.List(datasets.Image()), lambda each: [each]),
+    "an image in a part": nested_image({"one": datasets.Image()}, lambda each: {"one": each}),
     "an image listed beside": listed_image,
 }
 

@@ -185,6 +185,7 @@ def test_retrieval_by_hand():
         (lambda: evaluate.retrieval([[1, 2]], [[]], k=2), "at least one row in it"),
         (lambda: evaluate.retrieval([[1, 2]], [[1], [2]], k=2), "1 queries and 2 lists"),
         (lambda: evaluate.retrieval([[1, 1]], [[1]], k=2), "a row twice"),
+        (lambda: evaluate.retrieval([[0.5, 1.7]], [[1]], k=2), "holds fractions"),
         (lambda: evaluate.trustworthiness(np.eye(9), np.eye(9)[:, :2], k=2, sample=0), "sample=0"),
         (lambda: evaluate.knn_predict(np.eye(3), [1, 2, 3], np.eye(2), k=1), "the same encoder"),
     ],

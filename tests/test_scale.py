@@ -234,11 +234,9 @@ def test_auto_stays_with_float32_where_bfloat16_turns_the_vectors(tiny, monkeypa
 
 @pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
 def test_whether_bfloat16_pays_is_measured_on_a_cpu(monkeypatch, slow):
-    linear = torch.nn.functional.linear
-
-    def held_up(rows, weights):
-        time.sleep(0.05 if rows.dtype == slow else 0)
-        return linear(rows, weights)
+    def held_up(rows, weights):  # without the product, which may be slow in bfloat16 anyway
+        time.sleep(0.02 if rows.dtype == slow else 0)
+        return rows
 
     monkeypatch.setattr(torch.nn.functional, "linear", held_up)
     assert models.bfloat16_pays(torch.device("cpu")) == (slow == torch.float32)

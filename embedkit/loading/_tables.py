@@ -2,11 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Image, List, Value
+from datasets import Audio, ClassLabel, Dataset, Image, LargeList, List, Value, Video
 from pyarrow import compute
 
 from embedkit.loading._files import lies_in
@@ -82,20 +82,29 @@ def with_images(table: Dataset, column: str, folder: Path | None) -> Dataset:
 
 
 def check_image_paths(table: Dataset, folders: Sequence[Path], about: str) -> None:
-    """Refuse images that would be read from outside the folders of the data."""
+    """Refuse images, and other media, that would be read from outside the folders of the data."""
+    roots = [folder.resolve() for folder in folders]
     for column, feature in table.features.items():
-        if not isinstance(feature, Image):
-            continue
-        stored = table.data.column(column)
-        without_bytes = compute.is_null(compute.struct_field(stored, "bytes"))
-        paths = compute.struct_field(stored, "path").filter(without_bytes).drop_null()
-        roots = [folder.resolve() for folder in folders]
-        for path in paths.unique().to_pylist():
-            if not lies_in(path, roots):
-                raise ValueError(
-                    f"{about}: the column {column!r} names the image {path!r}, outside the data's "
-                    "own folder; put it there, or allow it with outside=True"
-                )
+        for stored in _files_in(table.data.column(column), feature):
+            without_bytes = compute.is_null(compute.struct_field(stored, "bytes"))
+            paths = compute.struct_field(stored, "path").filter(without_bytes).drop_null()
+            for path in paths.unique().to_pylist():
+                if not lies_in(path, roots):
+                    raise ValueError(
+                        f"{about}: the column {column!r} names the file {path!r}, outside the "
+                        "data's own folder; put it there, or allow it with outside=True"
+                    )
+
+
+def _files_in(stored: Any, feature: Any) -> Iterator[Any]:
+    """Find what may name files in a column: in itself, in its lists, in its parts."""
+    if isinstance(feature, Audio | Image | Video):
+        yield stored
+    elif isinstance(feature, LargeList | List):
+        yield from _files_in(compute.list_flatten(stored), feature.feature)
+    elif isinstance(feature, dict):
+        for name, part in feature.items():
+            yield from _files_in(compute.struct_field(stored, name), part)
 
 
 def _with_column(table: Dataset, column: str, values: Sequence[Any], feature: Any) -> Dataset:
