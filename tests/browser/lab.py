@@ -24,7 +24,7 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
-PATIENCE = 240_000  # milliseconds: the most that is waited for a busy machine
+PATIENCE = 600_000  # milliseconds: the most that is waited for a busy machine
 
 
 @contextmanager
@@ -121,6 +121,7 @@ class Lesson:
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
+        page.set_default_timeout(PATIENCE)
         page.goto(url)
 
     def start(self) -> None:

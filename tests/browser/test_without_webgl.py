@@ -38,7 +38,7 @@ def test_the_map_is_a_still_picture_by_itself(home):
         lesson = Lesson(browser.new_page(viewport={"width": 1280, "height": 1500}), home)
         lesson.start()
         why = lesson.page.get_by_text("Where the browser has none")
-        why.wait_for(timeout=60_000)
+        why.wait_for()
         image = lesson.page.locator(".jupyter-widgets img.widget-image")
         assert image.evaluate("image => image.complete && image.naturalWidth") > 500
         assert lesson.page.get_by_label("picture").is_checked()
