@@ -653,7 +653,6 @@ def test_two_spaces_side_by_side_share_selection_and_neighbours():
     assert widget._shared.tolist() == expected and len(set(expected)) > 2
     beside = widget._beside
     assert widget._side_by_side.children == (widget._scatter, beside)
-    assert beside.camera_distance == widget._scatter.camera_distance > 1  # the sides stay in sight
     np.testing.assert_array_equal(beside.points[:, 2], widget._scatter.points[:, 2])
     first = np.argmin(expected)
     assert shown(widget, "selection").startswith(f"Fewest neighbours shared first{labels[first]}")
@@ -664,7 +663,6 @@ def test_two_spaces_side_by_side_share_selection_and_neighbours():
     assert "both spaces share" in shown(widget, "legend")
     control(widget, "compare").value = None
     assert widget._side_by_side.children == (widget._scatter,)
-    assert widget._scatter.camera_distance == 1
     assert "2 selected" in shown(widget, "selection")
     assert control(ek.explore(vectors, {"label": labels}), "color")  # one space has no such menu
 

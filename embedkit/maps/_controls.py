@@ -139,14 +139,6 @@ def new_scatter(count: int, height: int) -> Any:
     return scatter
 
 
-def set_side_by_side(box: widgets.HBox, maps: list[Any]) -> None:
-    """Show one map, or two; two are narrow, and keep their sides if seen from further off."""
-    if len(maps) != len(box.children):
-        for each in maps:
-            each.camera_distance = 1.4 if len(maps) > 1 else 1.0
-    box.children = maps
-
-
 def arrange(
     controls: dict[str, Any], switches: dict[str, Any], parts: dict[str, Any], several: bool
 ) -> list[widgets.Widget]:

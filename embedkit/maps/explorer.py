@@ -293,7 +293,7 @@ class Explorer(widgets.VBox):
         self._place(self._scatter, self._points, meaning, travel)
         # Only now, because a map that is being opened takes no other points.
         pair = [self._scatter] if self._shared is None else [self._scatter, self._beside]
-        _controls.set_side_by_side(self._side_by_side, pair)
+        self._side_by_side.children = pair
         self._show_picture()
 
     def _show_picture(self, change: Any = None) -> None:
