@@ -159,8 +159,8 @@ def _umap() -> type:
     from numba.core.dispatcher import Dispatcher
     from umap import UMAP
 
-    loaded = {n: m for n, m in sys.modules.items() if n.startswith(("umap.", "pynndescent."))}
-    for module in loaded.values():
+    loaded = [m for name, m in sys.modules.items() if name.startswith(("umap.", "pynndescent."))]
+    for module in loaded:
         for name, function in vars(module).items():
             if isinstance(function, Dispatcher) and function.py_func.__module__ == module.__name__:
                 with suppress(RuntimeError):  # nowhere to write: then it compiles each time
