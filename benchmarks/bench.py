@@ -282,9 +282,11 @@ def text_candidates(folder: str, texts: list[str], device: str) -> Candidates:
             )
             pool = Pooling(module.get_word_embedding_dimension(), pooling_mode="mean")
             other = SentenceTransformer(modules=[module, pool], device=device)
-            candidates[f"sentence-transformers {short}"] = lambda o=other: o.encode(
-                texts, batch_size=32, show_progress_bar=False
-            )
+            for size in (32,) if device == "cpu" else (32, 256):  # 32 is its default
+                label = f"sentence-transformers {short}" + (f", {size} a batch" * (size > 32))
+                candidates[label] = lambda o=other, n=size: o.encode(
+                    texts, batch_size=n, show_progress_bar=False
+                )
     candidates["by hand, 32 rows in file order"] = lambda: by_hand(32, masked=True)
     candidates["the SDK's way: 100 rows, no mask"] = lambda: by_hand(100, masked=False)
     candidates[f"100 rows padded to {LIMIT}"] = lambda: by_hand(100, True, "max_length")

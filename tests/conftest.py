@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
 tf.utils.logging.disable_progress_bar()
+torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions would round to three digits
 
 TEXT_OF_WORDS = """
 the a in of to and is was not very good bad kettle novel film plot lamp bag phone coffee
