@@ -133,6 +133,8 @@ class Reader:
         if start == stop:
             return
         texts = [self._before + text for text in job.texts[start:stop]]
+        if self._encoder.published.lower_case:  # the encoder lowers them before it reads
+            texts = [text.lower() for text in texts]
         ids = self._encoder.processor(texts, verbose=False)["input_ids"]
         job.lengths += map(len, ids)
         longest = self._encoder.max_length

@@ -106,7 +106,9 @@ def test_words_and_images_have_settings_of_their_own(tiny):
 def test_batch_sizes_that_are_none(tiny, batch_size):
     message = "give a whole number of 1 or more, or None"
     with pytest.raises(ValueError, match=message):
-        ek.TextEncoder(tiny("bert")).encode(["a"], batch_size=batch_size)
+        ek.TextEncoder(tiny("bert")).encode([], batch_size=batch_size)
+    with pytest.raises(ValueError, match=message):
+        ek.WordEncoder(tiny("bert")).encode([], batch_size=batch_size)
     with pytest.raises(ValueError, match=message):
         ek.ImageEncoder(tiny("vit")).encode([picture(0)], batch_size=batch_size)
 

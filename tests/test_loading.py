@@ -468,6 +468,17 @@ def test_a_fingerprint_of_an_adapter_has_its_base_in_it(tiny, tmp_path, copied):
     assert models.fingerprint(tmp_path / "adapter") != before
 
 
+def test_a_fingerprint_sees_the_base_of_an_adapter_that_a_list_of_modules_names(
+    tiny, tmp_path, copied
+):
+    (tmp_path / "listed").mkdir()
+    list_modules(tmp_path / "listed", (BODY[0], "0_Transformer"), POOL)
+    adapter(tiny("bert"), str(copied), tmp_path / "listed" / "0_Transformer")
+    before = models.fingerprint(tmp_path / "listed")
+    (copied / "config.json").write_bytes((copied / "config.json").read_bytes() + b" ")
+    assert models.fingerprint(tmp_path / "listed") != before
+
+
 def test_a_fingerprint_of_a_hub_id_is_its_commit(monkeypatch, tmp_path):
     home = tmp_path / "models--me--model"
     seen = []

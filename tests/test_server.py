@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import transformers as tf
 from conftest import sentence
 
 import embedkit as ek
@@ -143,6 +145,21 @@ def test_models(client, name):
     assert client.models.retrieve(name) == only
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.models.retrieve("another/model")
+
+
+def test_tokens_are_counted_as_the_model_reads_them(tiny, tmp_path):
+    """One of a repository that lowers texts before it reads them."""
+    folder = shutil.copytree(tiny("bert"), tmp_path / "model")
+    cased = tf.AutoTokenizer.from_pretrained(folder, do_lower_case=False)
+    cased.save_pretrained(folder)
+    kind = "sentence_transformers.models.Transformer"
+    modules = [{"idx": 0, "name": "0", "path": "", "type": kind}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    assert len(cased("KETTLES")["input_ids"]) != len(cased("kettles")["input_ids"])
+    with ek.serve(folder) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        answer = client.embeddings.create(model=client.models.list().data[0].id, input="KETTLES")
+    assert answer.usage.prompt_tokens == len(cased("kettles")["input_ids"])
 
 
 # Wrong questions

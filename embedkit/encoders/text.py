@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from embedkit import pooling as pooling_functions
 from embedkit.encoders._base import Dtype, Model
+from embedkit.encoders._batches import check_batch_size
 from embedkit.encoders._forward import Combine
 from embedkit.encoders._inputs import (
     Faults,
@@ -214,6 +215,7 @@ class TextEncoder(TokenEncoder):
             If a text holds half a character, if one is empty and the model has no special tokens
             to read instead, if the prompt is unknown, or if `out` does not fit.
         """
+        check_batch_size(batch_size)
         faults = Faults(on_error)
         texts = as_sequence(inputs, "texts", single=self.single)
         for start in range(0, len(texts), CHUNK):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedkit import pooling as pooling_functions
 from embedkit.encoders._base import Dtype, Model
-from embedkit.encoders._batches import best_window, windows
+from embedkit.encoders._batches import best_window, check_batch_size, windows
 from embedkit.encoders._forward import Combine
 from embedkit.encoders._inputs import (
     Faults,
@@ -197,6 +197,7 @@ class WordEncoder(TokenEncoder):
         ValueError
             If `out` does not fit.
         """
+        check_batch_size(batch_size)
         faults = Faults(on_error)
         read_as = sentences(inputs, faults)
         sizes = np.array([len(words) for words in read_as], np.intp)

@@ -262,8 +262,9 @@ def fingerprint(
         (path.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns)
         for path, state in states
     )
-    if (root / "adapter_config.json").is_file():
-        base = files.read_json(root / "adapter_config.json").get("base_model_name_or_path")
+    # An adapter lies in the folder itself, or in one that modules.json names.
+    for config in (path for path, _ in states if path.name == "adapter_config.json"):
+        base = files.read_json(config).get("base_model_name_or_path")
         found += fingerprint(base, cache_dir=cache_dir) if isinstance(base, str) else ()
     return found
 
