@@ -76,11 +76,10 @@ def test_batches_hold_every_row_once_and_little_padding(lesson):
 
 def test_the_stored_states_lead_to_the_vectors_of_the_whole_model(lesson):
     upper = lesson["model"].encoder.layer[lesson["FROZEN"] :]
-    for kind in ("cls", "mean"):
-        vectors = lesson["embed"](upper, lesson[kind])
-        encoder = ek.TextEncoder(lesson["MODEL"], pooling=kind, normalize=False, device="cpu")
-        for split, data in lesson["data"].items():
-            assert np.allclose(vectors[split], encoder.encode(data["text"]), atol=1e-4)
+    vectors = lesson["embed"](upper)
+    encoder = ek.TextEncoder(lesson["MODEL"], pooling="mean", normalize=False, device="cpu")
+    for split, data in lesson["data"].items():
+        assert np.allclose(vectors[split], encoder.encode(data["text"]), atol=1e-4)
 
 
 def test_an_epoch_changes_head_and_upper_layers_and_nothing_else(lesson):
@@ -104,7 +103,7 @@ def test_an_epoch_changes_head_and_upper_layers_and_nothing_else(lesson):
 def test_judge_counts_as_one_would_by_hand(lesson):
     both, rows = lesson["Classifier"](), np.arange(70)  # more than one batch of it
     loss = lesson["judge"](both, rows)
-    vectors = torch.tensor(lesson["embed"](both.upper, lesson["cls"])["train"])
+    vectors = torch.tensor(lesson["embed"](both.upper)["train"])
     expected = F.cross_entropy(both.head(vectors[rows]), torch.tensor(lesson["truth"][rows]))
     assert loss == pytest.approx(expected.item(), abs=1e-4)
 
@@ -147,7 +146,7 @@ def test_info_nce_is_what_one_would_compute_by_hand(lesson):
     upper = lesson["model"].encoder.layer[lesson["FROZEN"] :].eval()
     of = lesson["labels"]["label"]["train"]
     pairs = lesson["make_pairs"](of)[::6]
-    vectors = lesson["embed"](upper, lesson["mean"])["train"]
+    vectors = lesson["embed"](upper)["train"]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     losses = []
     for row, (first, second) in enumerate(pairs):
@@ -166,11 +165,12 @@ def test_an_adapter_is_trained_alone_and_loads_back_by_name(lesson, tmp_path):
     adapted = lesson["train_near"]("label", epochs=3)
     trained = {name for name, weights in adapted.named_parameters() if weights.requires_grad}
     assert trained and all("lora_" in name for name in trained)
-    assert all(re.search(r"layer\.[345]\.", name) for name in trained)
+    layers = {int(re.search(r"layer\.(\d+)\.", name)[1]) for name in trained}
+    assert layers == set(range(lesson["FROZEN"], lesson["LAYERS"]))
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
 
     upper = adapted.encoder.layer[lesson["FROZEN"] :]
-    vectors = lesson["embed"](upper, lesson["mean"])["test"]
+    vectors = lesson["embed"](upper)["test"]
     adapted.save_pretrained(tmp_path)
     settings = {"pooling": "mean", "normalize": False, "device": "cpu"}
     texts = lesson["data"]["test"]["text"]
@@ -195,6 +195,12 @@ def test_in_the_committed_run_five_seeds_are_compared_with_the_rival():
     assert len(table) == 5 and len(set(rival)) == 1
     assert np.allclose((won - lost) / 503, tuned - rival, atol=2e-3)  # the rows of test
     assert tuned.mean() > rival[0] and (p > 0).all() and (p <= 1).all()
+
+
+def test_in_the_committed_run_neighbours_lose_more_of_the_product_than_the_probe_does():
+    before, after = committed("tuned = embed")  # 5-NN and probe of the label, then of the product
+    assert (after[:2] > before[:2] + 0.05).all() and (after[2:] < before[2:]).all()
+    assert before[2] - after[2] > before[3] - after[3] + 0.1
 
 
 def test_in_the_committed_run_the_pairs_decide_who_is_near():
