@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlparse
@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Error, Page, Route, sync_playwright
 
 import embedkit as ek
 
@@ -111,9 +111,10 @@ class Browser:
 def until_drawn(page: Page, start: float) -> float:
     """Give the seconds from `start` until a hundredth of the page has a color."""
     while True:
-        pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)
-        if (np.ptp(pixels, axis=-1) > 60).mean() > 0.01:
-            return time.perf_counter() - start
+        with suppress(Error):  # a page that is still being opened cannot be photographed
+            pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), int)
+            if (np.ptp(pixels, axis=-1) > 60).mean() > 0.01:
+                return time.perf_counter() - start
         if time.perf_counter() > start + WAIT:
             raise TimeoutError(f"no picture after {WAIT} s")
         page.wait_for_timeout(50)
@@ -299,6 +300,7 @@ def main() -> None:
         for _ in range(settings.rounds):
             for name, view in viewers.items():
                 results[name].append(view(browser, table, Path(folder)))
+                print(name, results[name][-1], file=sys.stderr)
                 outside[name] |= browser.outside
         large = {name: touched(code, browser, Path(folder)) for name, code in LARGE.items()}
         chromium.close()
