@@ -795,7 +795,7 @@ def main() -> None:
         "parts", nargs="*", help=f"of {', '.join(PARTS)}; without any, {', '.join(QUICK)}"
     )
     parser.add_argument("--texts", type=Path, help="a text file, one text a line, for real lengths")
-    parser.add_argument("--count", type=int, default=256, help="texts")
+    parser.add_argument("--count", type=int, default=96, help="texts")
     parser.add_argument("--sentences", type=int, default=1000, help="sentences for the words")
     parser.add_argument("--images", type=int, default=32, help="images for the large model")
     parser.add_argument("--scale", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
