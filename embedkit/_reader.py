@@ -132,9 +132,8 @@ class Reader:
             stop += 1
         if start == stop:
             return
-        texts = [self._before + text for text in job.texts[start:stop]]
-        if self._encoder.published.lower_case:  # the encoder lowers them before it reads
-            texts = [text.lower() for text in texts]
+        as_read = self._encoder.published.as_read
+        texts = [as_read(self._before + text) for text in job.texts[start:stop]]
         ids = self._encoder.processor(texts, verbose=False)["input_ids"]
         job.lengths += map(len, ids)
         longest = self._encoder.max_length

@@ -102,13 +102,14 @@ def test_words_and_images_have_settings_of_their_own(tiny):
         ek.pooling.words(torch.zeros(1, 1, 1), torch.zeros(1, 1), subwords="middle")
 
 
+@pytest.mark.parametrize("texts", [["a"], []])
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
-def test_batch_sizes_that_are_none(tiny, batch_size):
+def test_batch_sizes_that_are_none(tiny, batch_size, texts):
     message = "give a whole number of 1 or more, or None"
     with pytest.raises(ValueError, match=message):
-        ek.TextEncoder(tiny("bert")).encode([], batch_size=batch_size)
+        ek.TextEncoder(tiny("bert")).encode(texts, batch_size=batch_size)
     with pytest.raises(ValueError, match=message):
-        ek.WordEncoder(tiny("bert")).encode([], batch_size=batch_size)
+        ek.WordEncoder(tiny("bert")).encode(texts, batch_size=batch_size)
     with pytest.raises(ValueError, match=message):
         ek.ImageEncoder(tiny("vit")).encode([picture(0)], batch_size=batch_size)
 

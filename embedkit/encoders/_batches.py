@@ -50,17 +50,11 @@ def by_length(
     array of int, shape (rows,)
         Indices into `lengths`. Each input comes exactly once.
 
-    Raises
-    ------
-    ValueError
-        If `batch_size` is not a positive whole number.
-
     Examples
     --------
     >>> [batch.tolist() for batch in by_length([3, 9, 4], max_tokens=10)]
     [[1], [2, 0]]
     """
-    check_batch_size(batch_size)
     lengths = np.asarray(lengths, dtype=np.intp)
     order = np.argsort(-lengths, kind="stable")
     start = 0

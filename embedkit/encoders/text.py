@@ -226,7 +226,7 @@ class TextEncoder(TokenEncoder):
         before = self._prompt_text(prompt)
         # Some models are trained to read the prompt with the text, but to pool the text alone.
         hides = bool(before) and not self.published.include_prompt
-        hidden = len(self._tokenize([self._as_read(before)])[1]) if hides else 0
+        hidden = len(self._tokenize([self.published.as_read(before)])[1]) if hides else 0
         out = self._room_for(len(texts), out)
         cut: list[int] = []
         with progress_bar(len(texts), "text", progress) as bar:
@@ -235,7 +235,7 @@ class TextEncoder(TokenEncoder):
                 bar.update(len(chunk) - len(known))
                 if not known:
                     continue
-                read = [self._as_read(before + chunk[row]) for row in known]
+                read = [self.published.as_read(before + chunk[row]) for row in known]
                 tokens, spans = self._tokenize(read)[1:]
                 at, lengths = start + np.array(known), spans[:, 1] - spans[:, 0]
                 if not self._before + self._after:
@@ -270,10 +270,6 @@ class TextEncoder(TokenEncoder):
                 f"{named}; or give the text itself, such as 'query: '"
             )
         return prompt
-
-    def _as_read(self, text: str) -> str:
-        """Lower a text's case for a model that was trained so."""
-        return text.lower() if self.published.lower_case else text
 
     def _vectors(
         self,

@@ -53,6 +53,10 @@ class Published:
     lower_case: bool = False
     dense: tuple[nn.Module, ...] = ()
 
+    def as_read(self, text: str) -> str:
+        """Give a text as the model was trained to read it."""
+        return text.lower() if self.lower_case else text
+
 
 def modules(root: Path) -> list[tuple[str, str]]:
     """List kind and folder of a repository's modules; without a list, the model alone."""
