@@ -57,9 +57,7 @@ class ImageEncoder(TensorEncoder):
     normalize : bool, optional
         Scale every vector to length 1. By default False.
     device : str, int or torch.device, optional
-        By default a GPU where there is one, else the CPU. A number is that of a CUDA device. There
-        PyTorch rounds convolutions to TF32: in a trial, numbers of up to 3.7 changed by 0.001.
-        ``torch.backends.cudnn.allow_tf32 = False`` prevents it.
+        By default a GPU where there is one, else the CPU. A number is that of a CUDA device.
     dtype : {"float32", "bfloat16", "float16", "auto"}, default="float32"
         Of weights and arithmetic. ``"auto"`` is the quicker of float32 and bfloat16 on this
         machine, as long as the vectors keep their direction (cosine of 0.9995 and more); it says
@@ -98,6 +96,11 @@ class ImageEncoder(TensorEncoder):
     --------
     TextEncoder, WordEncoder
     embedkit.pooling : the poolings as functions.
+
+    Notes
+    -----
+    On a CUDA device PyTorch rounds convolutions to TF32: in a trial, numbers of up to 3.7 changed
+    by 0.001. ``torch.backends.cudnn.allow_tf32 = False`` prevents it.
 
     Examples
     --------
