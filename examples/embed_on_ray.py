@@ -14,13 +14,14 @@ import contextlib
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to the makers of Ray
@@ -29,17 +30,17 @@ if not any(each.startswith("--address") for each in sys.argv):
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
-from ray.data import ActorPoolStrategy
 
 import embed_files
 import embed_plan
 import embed_worker
 from embed_files import Lock, Manifest, Place, Record, open_output
 from embed_plan import Plan, Progress
-from embed_worker import STORED, Secret, Task, Worker, look
+from embed_worker import STORED, Secret, Task, Worker
 
 ENCODERS = {"text": "TextEncoder", "image": "ImageEncoder"}
-BLOCKS = 5_000  # Ray hands out at most about so many; of more ranges, several at a time
+PATIENCE = 60  # seconds until it says that no worker is ready
+DEATHS = 3  # times the number of workers: if so many die, and nothing is done meanwhile, it ends
 # Nodes of a cluster need embedkit, but not these files.
 for module in (embed_files, embed_plan, embed_worker):
     ray.cloudpickle.register_pickle_by_value(module)
@@ -80,14 +81,10 @@ def embed(args: argparse.Namespace) -> Record:
             plan.compare_ids(args.id)
             settings["revision"] = args.revision or made_by.get("revision")
             token = Secret(os.environ["HF_TOKEN"]) if os.environ.get("HF_TOKEN") else None
-            begin(args)
-            if not made_by:
-                made_by = wanted | try_settings(args, kind, settings, token)
-                out.write("job.json", json.dumps({"embedkit": made_by}, indent=1).encode())
-            settings["revision"] = args.revision or made_by["revision"]
             names = args.column, args.id, args.store
-            task = Task(source, out, kind, settings, *names, made_by, token)
-            follow(run_on_ray(args, plan, task), plan, manifest, lock, progress)
+            task = Task(source, out, kind, settings, *names, wanted, token)
+            begin(args)
+            follow(run_on_ray(args, plan, task, made_by), plan, manifest, lock, progress)
         return end(plan, out, manifest, progress, made_by)
     finally:
         lock.release()
@@ -185,37 +182,71 @@ def begin(args: argparse.Namespace) -> None:
             print(f"{error} Trying again.", flush=True)
 
 
-def try_settings(
-    args: argparse.Namespace, kind: str, settings: Record, token: Secret | None
-) -> Record:
-    """Make an encoder on a worker, and see what it is made of."""
-    trial = ray.remote(num_cpus=args.num_cpus, num_gpus=args.num_gpus, max_retries=0)(look)
-    try:
-        return ray.get(trial.remote(kind, settings, token))
-    except ray.exceptions.RayTaskError as error:
-        sys.exit(f"{type(error.cause).__name__}: {error.cause}")
+def agree(task: Task, made_by: Record, made_of: Record) -> None:
+    """Write down what the first worker's encoder is made of; stop if another's differs."""
+    if not made_by:
+        made_by |= task.wanted | made_of
+        task.settings["revision"] = made_of["revision"]  # for those who come later
+        task.out.write("job.json", json.dumps({"embedkit": made_by}, indent=1).encode())
+    same(task.out, made_by, made_of)
 
 
-def run_on_ray(args: argparse.Namespace, plan: Plan, task: Task) -> Iterator[Record]:
-    """Hand ranges out to workers, and give their records as they come."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    items = [{"item": json.dumps(item)} for item in plan.items]
-    data = ray.data.from_items(items, override_num_blocks=min(len(items), BLOCKS)).map_batches(
-        Worker,
-        fn_constructor_args=(task,),
-        batch_size=1,
-        compute=ActorPoolStrategy(min_size=args.concurrency[0], max_size=args.concurrency[-1]),
-        num_cpus=args.num_cpus,  # Ray gives the worker as many threads, through OMP_NUM_THREADS
-        num_gpus=args.num_gpus,
-    )
-    try:
-        for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
-            yield from map(json.loads, batch["record"])
-    except ray.exceptions.RayError as error:
-        # Ray keeps of the first cause no more than its place in the trace.
-        causes = re.findall(r"^[\w.]*Error: .+", str(error), re.MULTILINE)
-        causes = [cause for cause in causes if not cause.startswith("ray.")]
-        sys.exit(f"a worker stopped: {causes[0] if causes else error}")
+def run_on_ray(
+    args: argparse.Namespace, plan: Plan, task: Task, made_by: Record
+) -> Iterator[Record]:
+    """Hand ranges out to workers, and give their records as they come.
+
+    A worker gets its first range when it has loaded the model. In the place of one that dies
+    another is started, and what it had in hand goes to whoever is free. One that nobody needs any
+    more ends when the last name for it does.
+    """
+    # Ray gives a worker as many threads as CPUs, through OMP_NUM_THREADS.
+    options = {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus}
+    start = ray.remote(**options, scheduling_strategy="SPREAD")(Worker).remote
+    waiting, most = deque(plan.items), min(args.concurrency[-1], len(plan.items))
+    at_work: dict[Any, tuple[Any, Record | None]] = {}  # result -> worker, range (none: it loads)
+
+    def hire() -> None:
+        worker = start(task)
+        at_work[worker.load.remote()] = worker, None
+
+    for _ in range(min(args.concurrency[0], most)):
+        hire()
+    deaths, patience = 0, PATIENCE
+    while waiting or any(item for _, item in at_work.values()):
+        results, _ = ray.wait([*at_work], timeout=patience)
+        if not results:
+            free = ray.available_resources()
+            print(
+                f"no worker is ready yet; each takes {args.num_cpus} CPUs and {args.num_gpus:g} "
+                f"GPUs, and {free.get('CPU', 0):g} and {free.get('GPU', 0):g} are free now",
+                flush=True,
+            )
+        for result in results:
+            worker, item = at_work.pop(result)
+            try:
+                found = ray.get(result)
+            except ray.exceptions.RayTaskError as error:
+                sys.exit(f"a worker stopped: {type(error.cause).__name__}: {error.cause}")
+            except ray.exceptions.RayError as error:
+                deaths += 1
+                if deaths >= DEATHS * most:
+                    reason = str(error).strip().splitlines()[0]
+                    sys.exit(f"{deaths} workers died, one after the other; the last: {reason}")
+                waiting.extend([item] if item else [])  # last, in case it is at fault
+                hire()
+                continue
+            if item is None:
+                agree(task, made_by, found)
+                if waiting and len(at_work) + 1 < most:
+                    hire()
+            if waiting:
+                following = waiting.popleft()
+                at_work[worker.do.remote(following)] = worker, following
+            if item is not None:
+                deaths = 0
+                yield found
+        patience = None
 
 
 def at_least_1(given: str) -> int:

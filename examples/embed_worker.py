@@ -45,8 +45,8 @@ class Task:
     settings : dict
         What it is made with.
     column, id, stored : str
-    made_by : dict
-        What makes the vectors of this output, to be found again by each worker.
+    wanted : dict
+        What was asked for; with what the encoder is made of, it stands in each part.
     token : Secret, optional
         Of the Hub.
     """
@@ -58,7 +58,7 @@ class Task:
     column: str
     id: str
     stored: str
-    made_by: Record
+    wanted: Record
     token: Secret | None = None
 
 
@@ -85,36 +85,21 @@ def make_encoder(kind: str, settings: dict[str, Any], token: str | None) -> tupl
     }
 
 
-def look(kind: str, settings: dict[str, Any], token: str | None) -> Record:
-    """Say what an encoder is made of."""
-    return make_encoder(kind, settings, token)[1]
-
-
 class Worker:
     """Embeds ranges of files; holds an encoder, and the row groups that it read last."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.encoder, origin = make_encoder(task.kind, task.settings, task.token)
-        self.differs = {
-            name: (task.made_by.get(name), value)
-            for name, value in origin.items()
-            if task.made_by.get(name) != value
-        }
         self._read: tuple[Any, pa.Table] | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do one range after the other."""
-        records = [json.dumps(self.do(json.loads(item))) for item in batch["item"]]
-        return {"record": np.array(records, dtype=object)}
+    def load(self) -> Record:
+        """Make the encoder; say what it is made of."""
+        self.encoder, made_of = make_encoder(self.task.kind, self.task.settings, self.task.token)
+        self.made_by = self.task.wanted | made_of
+        return made_of
 
     def do(self, item: Record) -> Record:
         """Embed what is new in a range of rows, write all of it as a part, and describe that."""
-        for name, (before, now) in self.differs.items():
-            raise ValueError(
-                f"{self.task.out.name} holds vectors made with {name} {before!r}, and now it is "
-                f"{now!r}: name another folder, or give the settings of before"
-            )
         begun, rows = time.perf_counter(), self.read(item)
         ids, content = rows[self.task.id].combine_chunks(), rows[self.task.column]
         hashes = pa.array([hash_of(value) for value in content.to_pylist()], pa.uint64())
@@ -216,7 +201,7 @@ class Worker:
 
     def write(self, name: str, table: pa.Table) -> int:
         """Write a table; give its size in bytes."""
-        made_by, buffer = json.dumps(self.task.made_by), pa.BufferOutputStream()
+        made_by, buffer = json.dumps(self.made_by), pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({"embedkit": made_by}), buffer)
         content = buffer.getvalue()
         self.task.out.write(name, content)

@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 
 import duckdb
 import numpy as np
@@ -28,6 +30,7 @@ from tests.conftest import picture, sentence
 from tests.test_job import SCRIPT, as_file, s3  # noqa: F401 - it also keeps Ray to this machine
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
+embed_on_ray = pytest.importorskip("embed_on_ray", reason="needs the extra `ray`")
 BlockAccessor = pytest.importorskip("ray.data.block").BlockAccessor
 pytestmark = pytest.mark.slow  # the cluster alone takes seconds to start
 REAL = "bundled/all-MiniLM-L6-v2"  # it takes long enough to be disturbed
@@ -167,7 +170,7 @@ def workers_of(process):
     return [
         each
         for each in psutil.Process(process).children(recursive=True)
-        if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::MapWorker")
+        if each.cmdline()[:1] and each.cmdline()[0].startswith("ray::Worker")
     ]
 
 
@@ -274,6 +277,54 @@ def test_with_a_cluster_of_its_own_others_can_read_it(tiny, texts, tmp_path):
             np.testing.assert_allclose(vector, expected[name], rtol=2e-3, atol=2e-3)
 
 
+def hand_out(worker, items, monkeypatch, at_most=1, num_cpus=1):
+    """Hand ranges to workers of another kind, without an encoder."""
+    monkeypatch.setattr(embed_on_ray, "Worker", worker)
+    monkeypatch.setattr(embed_on_ray, "agree", lambda *_: None)
+    args = Namespace(concurrency=[1, at_most], num_cpus=num_cpus, num_gpus=0)
+    return embed_on_ray.run_on_ray(args, Namespace(items=items), None, {})
+
+
+@pytest.mark.fault("job")
+def test_a_range_that_kills_every_worker_comes_last_and_ends_the_job(cluster, monkeypatch):
+    class Fragile:
+        def __init__(self, task):
+            pass
+
+        def load(self):
+            pass
+
+        def do(self, item):
+            if item["start"] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return item
+
+    done, ranges = [], [{"start": number} for number in range(5)]
+    with pytest.raises(SystemExit, match=r"^6 workers died, one after the other; the last: "):
+        for record in hand_out(Fragile, ranges, monkeypatch, at_most=2):
+            done.append(record["start"])
+    assert sorted(done) == [1, 2, 3, 4]
+
+
+@pytest.mark.fault("job")
+def test_while_no_worker_is_ready_it_says_what_is_free(cluster, monkeypatch, capsys):
+    class Slow:
+        def __init__(self, task):
+            pass
+
+        def load(self):
+            time.sleep(3)
+
+        def do(self, item):
+            return item
+
+    monkeypatch.setattr(embed_on_ray, "PATIENCE", 0.1)
+    assert [*hand_out(Slow, [{"start": 0}], monkeypatch, num_cpus=2)] == [{"start": 0}]
+    said = capsys.readouterr().out
+    pattern = r"no worker is ready yet; each takes 2 CPUs and 0 GPUs, and \d and 0 are free now\n"
+    assert re.fullmatch(pattern, said)
+
+
 def test_a_wrong_setting_is_told_in_one_sentence(cluster, tiny, texts, tmp_path):
     put(texts, tmp_path / "in.parquet")
     job = start(
@@ -303,5 +354,5 @@ def test_an_error_that_is_no_rows_fault_is_told_in_one_sentence(cluster, tiny, t
     job = start(tmp_path / "in.parquet", out, model, cluster, "--concurrency", "1")
     said, _ = job.communicate(timeout=240)
     assert job.returncode == 1
-    assert "a worker stopped: ValueError" in said and "holds vectors made with files" in said
+    assert "holds vectors made with files" in said
     assert sorted((out / "vectors").iterdir()) == parts[1:]
