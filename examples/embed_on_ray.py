@@ -39,8 +39,8 @@ from embed_plan import Plan, Progress
 from embed_worker import STORED, Secret, Task, Worker
 
 ENCODERS = {"text": "TextEncoder", "image": "ImageEncoder"}
-PATIENCE = 60  # seconds until it says that no worker is ready
-DEATHS = 3  # times the number of workers: if so many die, and nothing is done meanwhile, it ends
+PATIENCE = 60  # seconds from one remark that no worker is ready to the next
+DEATHS = 3  # of each worker in a row, on average, and nothing done meanwhile: then the job ends
 # Nodes of a cluster need embedkit, but not these files.
 for module in (embed_files, embed_plan, embed_worker):
     ray.cloudpickle.register_pickle_by_value(module)
@@ -212,9 +212,9 @@ def run_on_ray(
 
     for _ in range(min(args.concurrency[0], most)):
         hire()
-    deaths, patience = 0, PATIENCE
-    while waiting or any(item for _, item in at_work.values()):
-        results, _ = ray.wait([*at_work], timeout=patience)
+    begun, deaths = False, 0
+    while waiting or any(item is not None for _, item in at_work.values()):
+        results, _ = ray.wait([*at_work], timeout=None if begun else PATIENCE)
         if not results:
             free = ray.available_resources()
             print(
@@ -230,13 +230,14 @@ def run_on_ray(
                 sys.exit(f"a worker stopped: {type(error.cause).__name__}: {error.cause}")
             except ray.exceptions.RayError as error:
                 deaths += 1
-                if deaths >= DEATHS * most:
+                if deaths >= DEATHS * (most if begun else 1):
                     reason = str(error).strip().splitlines()[0]
                     sys.exit(f"{deaths} workers died, one after the other; the last: {reason}")
-                waiting.extend([item] if item else [])  # last, in case it is at fault
+                waiting.extend([] if item is None else [item])  # last, in case it is at fault
                 hire()
                 continue
             if item is None:
+                begun = True
                 agree(task, made_by, found)
                 if waiting and len(at_work) + 1 < most:
                     hire()
@@ -246,7 +247,6 @@ def run_on_ray(
             if item is not None:
                 deaths = 0
                 yield found
-        patience = None
 
 
 def at_least_1(given: str) -> int:

@@ -286,24 +286,27 @@ def hand_out(worker, items, monkeypatch, at_most=1, num_cpus=1):
 
 
 @pytest.mark.fault("job")
-def test_a_range_that_kills_every_worker_comes_last_and_ends_the_job(cluster, monkeypatch):
+@pytest.mark.parametrize(("deadly", "deaths", "survive"), [("model", 3, []), (0, 6, [1, 2, 3, 4])])
+def test_what_kills_every_worker_ends_the_job(cluster, monkeypatch, deadly, deaths, survive):
+    """The model, or one range; the others are done before."""
+
     class Fragile:
         def __init__(self, task):
             pass
 
         def load(self):
-            pass
+            self.do("model")
 
         def do(self, item):
-            if item["start"] == 0:
+            if item == deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
             return item
 
-    done, ranges = [], [{"start": number} for number in range(5)]
-    with pytest.raises(SystemExit, match=r"^6 workers died, one after the other; the last: "):
-        for record in hand_out(Fragile, ranges, monkeypatch, at_most=2):
-            done.append(record["start"])
-    assert sorted(done) == [1, 2, 3, 4]
+    done = []
+    with pytest.raises(SystemExit, match=f"^{deaths} workers died, one after the other; the last"):
+        for record in hand_out(Fragile, [0, 1, 2, 3, 4], monkeypatch, at_most=2):
+            done.append(record)
+    assert sorted(done) == survive
 
 
 @pytest.mark.fault("job")
@@ -318,11 +321,11 @@ def test_while_no_worker_is_ready_it_says_what_is_free(cluster, monkeypatch, cap
         def do(self, item):
             return item
 
-    monkeypatch.setattr(embed_on_ray, "PATIENCE", 0.1)
-    assert [*hand_out(Slow, [{"start": 0}], monkeypatch, num_cpus=2)] == [{"start": 0}]
-    said = capsys.readouterr().out
-    pattern = r"no worker is ready yet; each takes 2 CPUs and 0 GPUs, and \d and 0 are free now\n"
-    assert re.fullmatch(pattern, said)
+    monkeypatch.setattr(embed_on_ray, "PATIENCE", 0.5)
+    assert [*hand_out(Slow, ["a range"], monkeypatch, num_cpus=2)] == ["a range"]
+    pattern = r"no worker is ready yet; each takes 2 CPUs and 0 GPUs, and \d and 0 are free now"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(re.fullmatch(pattern, line) for line in lines)
 
 
 def test_a_wrong_setting_is_told_in_one_sentence(cluster, tiny, texts, tmp_path):
