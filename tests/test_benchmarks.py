@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ def test_parts_run_and_write_tables(tmp_path):
         assert "threads" in machine and "torch 2." in machine
         assert "/" not in machine, "no path of a machine"
         assert table.count("\n") == rows + 2
+
+
+def test_what_is_far_slower_is_timed_once(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    import bench
+
+    waits, runs = {"quick": 0.2, "as quick": 0.2, "slow": 1.5}, []
+    ways = {
+        name: lambda n=name, s=seconds: (runs.append(n), time.sleep(s))
+        for name, seconds in waits.items()
+    }
+    found, _ = bench.interleaved(ways, rounds=2)
+    assert [runs.count(name) for name in waits] == [3, 3, 1]
+    assert found["slow"] > 3 * found["quick"] > 0
 
 
 def test_an_unknown_part_is_named():
