@@ -20,7 +20,6 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from PIL import Image
 from safetensors.torch import save_file
-from sentence_transformers import SentenceTransformer
 
 import embedkit as ek
 from embedkit import encoders
@@ -88,6 +87,7 @@ def test_what_encoders_share_is_said_in_the_same_words():
         assert texts[name] == words[name] == images[name]
 
 
+@pytest.mark.slow
 def test_the_base_class_needs_no_torch_until_it_is_asked_for():
     code = (
         "import sys, embedkit.encoders, embedkit.encoders.api; print('torch' in sys.modules); "
@@ -102,6 +102,7 @@ def test_the_base_class_needs_no_torch_until_it_is_asked_for():
 # A name alone
 
 
+@pytest.mark.slow
 def test_gpt2_takes_the_last_token_and_says_so(tiny):
     encoder = ek.TextEncoder(tiny("gpt2"))
     assert "pooling='last' (only the last token sees the whole text)" in repr(encoder)
@@ -156,6 +157,8 @@ def published(tiny, tmp_path):
 
 @pytest.mark.parametrize("include_prompt", [True, False])
 def test_what_a_repository_publishes_is_what_sentence_transformers_gives(published, include_prompt):
+    from sentence_transformers import SentenceTransformer  # it takes seconds
+
     folder = published(include_prompt=include_prompt, mode="mean_tokens")
     theirs, encoder = SentenceTransformer(folder, device="cpu"), ek.TextEncoder(folder)
     assert (encoder.dim, encoder.max_length, encoder.normalize) == (20, 24, True)
@@ -183,6 +186,7 @@ def test_a_default_prompt_is_used_until_another_is_asked_for(published):
     assert np.abs(encoder.encode(SHORT) - encoder.encode(SHORT, prompt="")).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_cut_vector_is_scaled_again_where_the_model_scales(published):
     folder = published(mode="mean_tokens")
     whole, cut = ek.TextEncoder(folder), ek.TextEncoder(folder, dim=8)
@@ -381,6 +385,7 @@ def test_models_of_timm(architecture, special, images, tmp_path):
     close(patches, state[:, special or 0 :].mean(1), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_photographs_of_many_shapes_wait_in_bounds(tiny, monkeypatch):
     encoder = ek.ImageEncoder(tiny("resnet"))
     encoder.processor.do_resize = False
@@ -531,6 +536,7 @@ def test_the_rows_that_were_cut_are_listed(tiny):
 # Containers
 
 
+@pytest.mark.slow
 def test_more_containers(tiny):
     encoder, words = ek.TextEncoder(tiny("bert")), ek.WordEncoder(tiny("bert"))
     expected = encoder.encode(SHORT)
@@ -579,6 +585,7 @@ def test_a_relative_folder_stays_the_same_folder(tiny, tmp_path, monkeypatch):
     assert ek.TextEncoder(f"~/{name}").name == tiny("bert")
 
 
+@pytest.mark.slow
 def test_pickles_hold_neither_process_nor_token(tiny):
     model = tf.AutoModel.from_pretrained(tiny("bert"))
     tokenizer = tf.AutoTokenizer.from_pretrained(tiny("bert"))

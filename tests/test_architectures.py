@@ -321,6 +321,7 @@ def _verdict(findings: list[Finding]) -> str:
     return next(v for v in ("wrong", "unclear", "right", "refused") if v in verdicts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model_type",
     [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in model_types()],

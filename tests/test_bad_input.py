@@ -353,6 +353,7 @@ def test_a_text_without_tokens_is_skipped_where_nothing_else_is_read(tiny):
     assert np.isnan(found[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("skipped")
 def test_images_that_are_skipped_keep_their_rows_and_are_listed(tiny, tmp_path):
     encoder = ek.ImageEncoder(tiny("vit"))
@@ -365,6 +366,7 @@ def test_images_that_are_skipped_keep_their_rows_and_are_listed(tiny, tmp_path):
     np.testing.assert_allclose(found[good], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("skipped")
 def test_words_that_are_skipped_keep_their_rows_and_are_listed(tiny):
     encoder = ek.WordEncoder(tiny("bert"))
@@ -397,6 +399,7 @@ def test_map_skips_when_told_to(tiny, tmp_path):
         encoder.encode(pictures["image"])
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("skipped")
 def test_what_else_on_error_could_be():
     with pytest.raises(ValueError, match=re.escape("on_error='ignore': unknown; choose from")):

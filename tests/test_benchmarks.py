@@ -25,6 +25,7 @@ def test_parts_run_and_write_tables(tmp_path):
         assert table.count("\n") == rows + 2
 
 
+@pytest.mark.slow
 def test_what_is_far_slower_is_timed_once(monkeypatch):
     monkeypatch.syspath_prepend(BENCH.parent)
     import bench
@@ -39,6 +40,7 @@ def test_what_is_far_slower_is_timed_once(monkeypatch):
     assert found["slow"] > 3 * found["quick"] > 0
 
 
+@pytest.mark.slow
 def test_an_unknown_part_is_named():
     run = subprocess.run([sys.executable, BENCH, "txt"], capture_output=True, text=True)
     assert run.returncode == 2

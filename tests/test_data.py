@@ -71,6 +71,7 @@ def test_there_is_a_card_and_there_are_no_other_splits():
         assert (DATA / name / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_train_and_test_share_nothing(splits):
     def keys(name, split):
         data = splits[f"{name}/{split}"]
@@ -128,6 +129,7 @@ def test_reviews_are_no_copies_of_one_another(reviews):
     assert copies == []
 
 
+@pytest.mark.slow
 def test_the_recipe_refuses_copies_and_openings(recipe, reviews):
     texts = [text for part in reviews.values() for text in part["text"]]
     assert recipe.check_reviews(texts) == []
@@ -247,6 +249,7 @@ def test_digits_are_small_color_pngs(splits, split):
     assert len(counts) == 10 and max(counts.values()) < 1.5 * min(counts.values())
 
 
+@pytest.mark.slow
 def test_drifted_digits_are_those_of_test(splits):
     test, drifted = splits["digits/test"], splits["digits/drifted"]
     assert list(test["label"]) == list(drifted["label"])
@@ -389,6 +392,7 @@ def test_labels_have_one_number_in_all_splits(tmp_path, case):
     assert data.column_names == ["text", "label"]
 
 
+@pytest.mark.slow
 def test_labels_have_one_number_under_another_name_and_in_a_slice(tmp_path):
     folder = files(tmp_path / "data", train="kind,text\nb,x\na,y\nc,z\n", test="kind,text\nc,x\n")
     renamed = {"kind": "label"}
@@ -482,6 +486,7 @@ def test_a_folder_at_home_and_from_here(tmp_path, monkeypatch):
         assert ek.load_data(name)["text"][:] == ["a"]
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_at_random_and_alike(tmp_path):
     folder = files(tmp_path / "data", train="text\n" + "\n".join(f"t{n:03}" for n in range(100)))
     drawn = ek.load_data(folder, rows=30)["text"][:]

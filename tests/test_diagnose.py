@@ -105,6 +105,7 @@ def test_a_pooling_at_fault_is_found(tiny, fault):
     assert found[name].advice.endswith(".")
 
 
+@pytest.mark.slow
 def test_which_side_of_padding_a_pooling_reads_is_said(tiny):
     found = ek.diagnose(text_encoder(tiny, pooling=last_if_padded_right), TEXTS)
     assert found["alone or in a batch"].verdict == "ok"
@@ -123,6 +124,7 @@ def test_padding_that_is_read_where_there_is_padding_is_wrong(tiny):
     assert found["padding"].verdict == found["alone or in a batch"].verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_a_model_that_lets_padding_in_is_pointed_at(tiny):
     config = tf.FNetConfig(
         vocab_size=200, hidden_size=32, num_hidden_layers=2, intermediate_size=64
@@ -140,6 +142,7 @@ def test_the_poolings_of_embedkit_pass(tiny, pooling, name):
     assert ek.diagnose(text_encoder(tiny, pooling=pooling), TEXTS)[name].verdict == "ok"
 
 
+@pytest.mark.slow
 def test_who_chose_the_pooling_is_said(tiny):
     chosen = ek.diagnose(text_encoder(tiny, pooling="mean"), TEXTS)["pooling"]
     assert (chosen.value, chosen.verdict) == ("mean (you chose it)", "ok")
@@ -147,6 +150,7 @@ def test_who_chose_the_pooling_is_said(tiny):
     assert default.value.startswith("cls (") and default.verdict == "look"
 
 
+@pytest.mark.slow
 def test_what_the_repository_says_is_told_and_what_departs_from_it():
     minilm = ek.diagnose(ek.TextEncoder(MINILM))
     assert (minilm["pooling"].value, minilm["pooling"].verdict) == ("mean (its repository)", "ok")
@@ -160,6 +164,7 @@ def test_what_the_repository_says_is_told_and_what_departs_from_it():
 # Tokens
 
 
+@pytest.mark.slow
 def test_the_ends_of_an_example_are_shown_and_which_of_them_is_pooled(tiny):
     tokens = ek.diagnose(text_encoder(tiny, "roberta", pooling="last"), TEXTS)["tokens"]
     assert tokens.value.startswith("<s> ") and tokens.value.endswith("</s> (pooled: </s>)")
@@ -167,6 +172,7 @@ def test_the_ends_of_an_example_are_shown_and_which_of_them_is_pooled(tiny):
     assert tokens.value.endswith("[SEP] (pooled: [CLS])")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lost"), [("t5", "</s>"), ("bert", "[SEP]"), ("bert", "[CLS]")])
 def test_a_tokenizer_that_lost_its_special_tokens_is_found(tiny, name, lost):
     before = text_encoder(tiny, name, pooling="mean")
@@ -182,6 +188,7 @@ def test_a_causal_model_without_an_end_token_is_only_pointed_at(tiny):
     assert tokens.verdict == "look" and "<|endoftext|>" in tokens.advice
 
 
+@pytest.mark.slow
 def test_another_script_is_unknown(tiny):
     russian = ["чайник кипит", "роман плох очень", "дождь идёт", "поезд"]
     found = ek.diagnose(text_encoder(tiny, pooling="mean"), russian)
@@ -208,6 +215,7 @@ def test_cut_texts_are_counted_and_words_are_read_on(tiny):
 # Arithmetic and space
 
 
+@pytest.mark.slow
 def test_half_precision_that_loses_the_vectors_is_found(tiny):
     exact = changed(text_encoder(tiny, pooling="mean"), shifted)
     half = ek.TextEncoder(exact.model.bfloat16(), processor=exact.processor, pooling="mean")
@@ -221,6 +229,7 @@ def test_half_precision_that_does_not_matter_passes(tiny):
     )
 
 
+@pytest.mark.slow
 def test_vectors_that_all_point_one_way_are_noticed(tiny):
     minilm = ek.TextEncoder(MINILM, pooling="mean")
     found = ek.diagnose(minilm)["cosine of two"]
@@ -229,6 +238,7 @@ def test_vectors_that_all_point_one_way_are_noticed(tiny):
     assert ek.diagnose(narrow, TEXTS)["cosine of two"].verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_a_first_token_that_is_blind_gives_one_vector_to_all(tiny):
     encoder = text_encoder(tiny, "gpt2", pooling=ek.pooling.cls)
     found = ek.diagnose(encoder, ["the kettle boils", "the novel", "the river runs"])
@@ -243,6 +253,7 @@ def test_empty_and_repeated_inputs_are_counted_in_all_of_them(tiny):
     assert found["not finite"].value == "0 of 256"  # so many are embedded
 
 
+@pytest.mark.slow
 def test_few_inputs_say_little_about_the_space(tiny):
     found = ek.diagnose(text_encoder(tiny, pooling="mean"), ["red", "blue"])
     assert found["space"].value == "2 vectors"
@@ -263,6 +274,7 @@ def test_words(tiny):
     assert found["empty inputs"].value == "1 of 3"
 
 
+@pytest.mark.slow
 def test_images(tiny):
     images = [picture(seed) for seed in range(4)]
     images += [images[0].copy(), Image.new("RGB", (40, 28), "grey")]
@@ -274,6 +286,7 @@ def test_images(tiny):
     assert ek.diagnose(random)["again"].verdict == "wrong"
 
 
+@pytest.mark.slow
 def test_images_prepared_for_another_model_are_found(tiny):
     own = ek.ImageEncoder(tiny("vit"))
     assert ek.diagnose(own)["processor"].value == "the model's own"
@@ -289,6 +302,7 @@ def test_images_of_a_model_without_a_folder_are_not_compared(tiny):
     assert "processor" not in {check.name for check in ek.diagnose(alone).checks}
 
 
+@pytest.mark.slow
 def test_a_model_of_two_towers_is_asked_for_the_space_they_share(tiny):
     for settings in ({}, {"pooling": "mean"}):
         found = ek.diagnose(ek.ImageEncoder(tiny("clip"), **settings))["pooling"]
@@ -300,6 +314,7 @@ def test_a_model_of_two_towers_is_asked_for_the_space_they_share(tiny):
     assert "projected" not in ek.diagnose(ek.ImageEncoder(tiny("vit")))["pooling"].advice
 
 
+@pytest.mark.slow
 def test_a_service():
     with Wire() as wire:
         found = ek.diagnose(ek.OpenAIEncoder("m", base_url=wire.url), TEXTS)
@@ -307,6 +322,7 @@ def test_a_service():
     assert {found[name].verdict for name in ("again", "alone or in a batch", "order")} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_service_that_mixes_up_the_order_is_found():
     def reversed_order(number, texts):
         reply = good(texts)
@@ -323,6 +339,7 @@ def test_a_service_that_mixes_up_the_order_is_found():
 # How it shows itself
 
 
+@pytest.mark.slow
 def test_it_shows_the_same_as_text_as_a_page_and_as_a_table(tiny):
     found = ek.diagnose(text_encoder(tiny, "roberta", pooling="last"), TEXTS)
     table = found.to_pandas()
@@ -347,6 +364,7 @@ def test_nothing_of_a_text_or_a_name_becomes_part_of_the_page(tiny):
     assert "&lt;script&gt;" in page and "&lt;s&gt;" in page
 
 
+@pytest.mark.slow
 def test_the_verdict_is_the_worst_of_all(tiny):
     assert ek.diagnose(text_encoder(tiny, pooling=with_dropout), TEXTS).verdict == "wrong"
     found = ek.diagnose(ek.TextEncoder(MINILM, pooling="mean"))
@@ -355,6 +373,7 @@ def test_the_verdict_is_the_worst_of_all(tiny):
         found["colour"]
 
 
+@pytest.mark.slow
 def test_it_changes_nothing(tiny):
     encoder = text_encoder(tiny, pooling="mean", dtype="bfloat16")
     before = encoder.encode(TEXTS)

@@ -19,6 +19,7 @@ def test_a_shift_is_seen(method):
     assert drift(normal(0), normal(1) + 1, method=method)["p_value"] == 0.005
 
 
+@pytest.mark.slow
 @parametrize
 def test_alarms_without_drift_are_as_rare_as_the_level_says(method):
     p_values = [

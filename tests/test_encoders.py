@@ -14,7 +14,6 @@ import torch
 import transformers as tf
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from sentence_transformers import SentenceTransformer
 
 import embedkit as ek
 from embedkit.loading import _bundled as bundled
@@ -67,6 +66,7 @@ def test_a_vector_does_not_depend_on_its_neighbours(tiny, texts, pooling, side):
     assert_company_is_nothing(encoder, texts, (1, 7, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     ("name", "pooling"),
@@ -88,6 +88,7 @@ def test_a_vector_of_minilm_does_not_depend_on_its_neighbours(texts, pooling):
     assert_company_is_nothing(encoder, few, (1, 7))
 
 
+@pytest.mark.slow
 def test_padding_side_changes_nothing(tiny, texts):
     vectors = []
     for side in ("left", "right"):
@@ -114,6 +115,7 @@ def test_order_is_kept_across_lengths(tiny):
 # Pooling, layers, and what becomes of them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_poolings_against_by_hand(tiny, name):
     states = [out.last_hidden_state[0] for out in forward(tiny(name), SHORT)]
@@ -129,6 +131,8 @@ def test_poolings_against_by_hand(tiny, name):
 
 @pytest.mark.slow
 def test_by_name_alone_minilm_is_what_its_authors_published(published_texts):
+    from sentence_transformers import SentenceTransformer  # it takes seconds
+
     folder = str(bundled.model_folder(MINILM))
     theirs = SentenceTransformer(folder, device="cpu").encode(published_texts, batch_size=8)
     encoder = ek.TextEncoder(MINILM)
@@ -148,7 +152,10 @@ def published_texts():
     return [sentence(int(length), generator) for length in lengths]
 
 
+@pytest.mark.slow
 def test_by_name_alone_short_texts_are_those_of_sentence_transformers():
+    from sentence_transformers import SentenceTransformer  # it takes seconds
+
     theirs = SentenceTransformer(str(bundled.model_folder(MINILM)), device="cpu").encode(SHORT)
     close(ek.TextEncoder(MINILM).encode(SHORT), theirs)
     # A pooling that is named is taken alone.
@@ -157,6 +164,7 @@ def test_by_name_alone_short_texts_are_those_of_sentence_transformers():
     close(named.encode(SHORT) / np.linalg.norm(named.encode(SHORT), axis=1, keepdims=True), theirs)
 
 
+@pytest.mark.slow
 def test_combining_layers(tiny):
     states = [out.hidden_states for out in forward(tiny("bert"), SHORT, output_hidden_states=True)]
     mean = torch.stack([torch.stack(state[-2:]).mean(0)[0].mean(0) for state in states])
@@ -272,6 +280,7 @@ def test_cls_is_refused_for_images_without_a_class_token(tiny, name):
         ek.ImageEncoder(tiny(name), pooling="cls")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "special"), [("vit", 1), ("deit", 2), ("dinov2_registers", 4), ("clip", 1),
                           ("siglip", 0), ("swin", 0)],
@@ -359,6 +368,7 @@ def test_an_empty_text_has_the_vector_of_the_special_tokens(tiny):
         ek.TextEncoder(tiny("gpt2"), pooling="last").encode(["a", ""])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [3, 256])
 def test_more_texts_than_are_sorted_or_tokenised_at_a_time(tiny, monkeypatch, at_once):
     for module in ("text", "word"):
@@ -425,6 +435,7 @@ def test_vectors_are_float32_and_dim_is_their_length(tiny, images):
 # Pickling and data sets
 
 
+@pytest.mark.slow
 def test_an_encoder_from_a_name_pickles_small_and_comes_back_equal(tiny, images):
     encoder = ek.TextEncoder(tiny("bert"), pooling="mean", layers=[0, -1], normalize=True)
     data = pickle.dumps(encoder)

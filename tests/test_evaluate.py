@@ -80,6 +80,7 @@ def test_labels_may_be_strings_or_columns(data):
     assert evaluate.silhouette(train, named[0]) == evaluate.silhouette(train, train_labels)
 
 
+@pytest.mark.slow
 def test_sparse_input(data):
     train, train_labels, test, test_labels = data
     train, test = np.maximum(train, 0), np.maximum(test, 0)
@@ -141,6 +142,7 @@ def test_nearest_among_equals_are_the_first_rows():
     assert twins.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
+@pytest.mark.slow
 def test_nearest_needs_little_memory():
     generator = np.random.default_rng(0)
     vectors = generator.normal(size=(20_000, 16)).astype(np.float32)

@@ -120,6 +120,7 @@ def test_rows_that_do_not_exist_cannot_be_selected(small, rows):
         small.select(rows)
 
 
+@pytest.mark.slow
 def test_a_large_selection_shows_the_first_few(small):
     small.select(range(40))
     text = shown(small, "selection")
@@ -177,6 +178,7 @@ def test_the_row_under_the_pointer_is_shown_with_the_columns_asked_for():
     assert shown(widget, "hover") == text
 
 
+@pytest.mark.slow
 def test_images_become_small_thumbnails_made_only_when_looked_at():
     rows = [picture(seed, size=(900, 700)) for seed in range(5)]
     features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
@@ -298,6 +300,7 @@ def test_numbers_say_what_evaluate_says():
         assert f"5-NN accuracy {where} {(votes == labels).mean():.2f}" in text
 
 
+@pytest.mark.slow
 def test_numbers_follow_the_color():
     vectors, labels = blobs(n=60, classes=3)
     data = {
@@ -360,6 +363,7 @@ def test_an_order_of_classes_is_that_of_the_names_in_the_data():
     assert shown(widget, "legend").split()[:6] == ["●", "zero", "(2)", "●", "one", "(2)"]
 
 
+@pytest.mark.slow
 def test_the_points_travel_to_the_map_of_other_vectors():
     travelled = []
     vectors, labels = blobs(n=50, classes=3)
@@ -393,6 +397,7 @@ def test_framed_turns_mirrors_and_scales():
     np.testing.assert_array_equal(framed(np.ones((4, 2))), np.zeros((4, 2)))
 
 
+@pytest.mark.slow
 def test_umap_settings_make_another_map_and_a_known_one_comes_back(small):
     control(small, "map").value = "UMAP"
     first = small._maps.points(small._view)
@@ -407,6 +412,7 @@ def test_umap_settings_make_another_map_and_a_known_one_comes_back(small):
     assert not control(small, "n_neighbors").disabled
 
 
+@pytest.mark.slow
 def test_a_map_is_computed_while_other_cells_run_and_the_last_wish_counts():
     vectors, labels = blobs(n=300, dim=20)
 
@@ -434,6 +440,7 @@ def test_a_map_is_computed_while_other_cells_run_and_the_last_wish_counts():
     assert turns > 20
 
 
+@pytest.mark.slow
 def test_many_rows_begin_with_pca():
     vectors, labels = blobs(n=LARGE + 1, dim=4)
     widget = ek.explore(vectors, {"label": labels})
@@ -610,6 +617,7 @@ def test_a_selection_can_be_taken_back(small):
     assert len(small.selection) == 0 and undo.disabled
 
 
+@pytest.mark.slow
 def test_no_answer_is_lost_while_a_map_is_computed():
     vectors, labels = blobs(n=300, dim=20)
     data = {"text": [f"text {i}" for i in range(300)], "label": labels}
@@ -635,6 +643,7 @@ def test_no_answer_is_lost_while_a_map_is_computed():
     assert len(widget._scatter.filter) == 150
 
 
+@pytest.mark.slow
 def test_two_spaces_side_by_side_share_selection_and_neighbours():
     vectors, labels = blobs(n=40, classes=4)
     mixed = vectors.copy()
@@ -667,6 +676,7 @@ def test_two_spaces_side_by_side_share_selection_and_neighbours():
     assert control(ek.explore(vectors, {"label": labels}), "color")  # one space has no such menu
 
 
+@pytest.mark.slow
 def test_clusters_of_the_map_are_called_by_their_words():
     vectors, labels = blobs(n=90, classes=3, seed=3)
     about = ["the kettle boils water", "a novel with a plot", "the train to the station"]
@@ -703,6 +713,7 @@ def test_points_of_no_cluster_keep_no_name_from_being_placed():
     assert widget._scatter.label_placement is not None
 
 
+@pytest.mark.slow
 def test_density_is_drawn_as_lines(small):
     control(small, "density").value = True
     lines = small._scatter.annotations
@@ -726,6 +737,7 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("images in the explorer")
 @pytest.mark.parametrize(
     ("image", "said"),
@@ -776,6 +788,7 @@ def test_a_map_that_stays_silent_in_a_page_is_drawn_as_a_picture(small, monkeypa
     assert not switch.value
 
 
+@pytest.mark.slow
 def test_a_still_picture_stands_in_where_there_is_no_webgl(small):
     small._switches["picture"].value = True
     sentence, image = small._picture.children

@@ -50,6 +50,7 @@ def test_parts_name_extras_that_there_are(install):
     assert set(re.findall(r"^[\w-]+: \$\(VENV\)/\.([\w-]+)$", makefile, re.M)) == set(install.PARTS)
 
 
+@pytest.mark.slow
 def test_uv_is_told_what_pip_is_told(install, monkeypatch, tmp_path):
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_", "SSL_"))]:
         monkeypatch.delenv(name)

@@ -169,6 +169,7 @@ def check(job, expected):
 # What is done
 
 
+@pytest.mark.slow
 @pytest.mark.fault("job")
 def test_a_run_that_ends_is_taken_up_and_bad_rows_are_put_aside(anywhere):
     first, second = texts(11), texts(6, "pot")
@@ -191,6 +192,7 @@ def test_a_run_that_ends_is_taken_up_and_bad_rows_are_put_aside(anywhere):
     assert anywhere.run()["embedded"] == 0
 
 
+@pytest.mark.slow
 def test_edited_rows_are_embedded_again_and_others_left_alone(anywhere):
     rows = texts(10)
     anywhere.put("a.parquet", range(10), rows)
@@ -210,6 +212,7 @@ def test_edited_rows_are_embedded_again_and_others_left_alone(anywhere):
     assert len(same) == 1  # that of the file that did not change
 
 
+@pytest.mark.slow
 def test_other_ranges_embed_nothing_again(job):
     job.put("a.parquet", range(10), texts(10))
     job.stop = 2
@@ -226,6 +229,7 @@ def test_other_ranges_embed_nothing_again(job):
     assert job.run("--batch-size", "5")["parts"] == 4 and job.listed("vectors") == parts
 
 
+@pytest.mark.slow
 def test_an_edited_bad_row_gets_its_vector(job):
     job.put("a.parquet", [1, 2], ["the kettle", None])
     assert job.run()["rejected"] == 1
@@ -236,6 +240,7 @@ def test_an_edited_bad_row_gets_its_vector(job):
     check(job, {1: "the kettle", 2: "the pot, repaired"})
 
 
+@pytest.mark.slow
 @pytest.mark.fault("job")
 def test_only_what_the_manifest_names_counts(anywhere):
     anywhere.put("a.parquet", range(9), texts(9))
@@ -315,6 +320,7 @@ def test_of_very_many_rows_each_range_looks_at_its_own_ids(job, monkeypatch):
     assert reasons == {1: "it has the id of a row before it", None: "it has no id"}
 
 
+@pytest.mark.slow
 def test_pooling_follows_the_model_and_the_output_says_so(job):
     job.put("a.parquet", range(2), texts(2))
     job.model = "bundled/all-MiniLM-L6-v2"  # whose authors took the mean, at length 1
@@ -371,6 +377,7 @@ def test_a_second_run_refuses(job, what):
     assert not job.started and not job.listed("vectors")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("job")
 @pytest.mark.parametrize("what", [{"pid": dead_pid()}, {"host": "elsewhere", "seen": 1.0}])
 def test_the_lock_of_a_dead_run_is_named_and_can_be_taken(job, what):
@@ -383,6 +390,7 @@ def test_the_lock_of_a_dead_run_is_named_and_can_be_taken(job, what):
     assert not (Path(job.out) / "lock.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("job")
 def test_who_loses_the_lock_stops(anywhere, monkeypatch):
     monkeypatch.setattr(embed_files, "BEAT", 0.5)
@@ -418,6 +426,7 @@ def test_of_two_that_begin_together_on_a_disk_one_does(job, monkeypatch):
 # Addresses and secrets
 
 
+@pytest.mark.slow
 def test_any_address_of_fsspec_will_do(tiny, tmp_path, monkeypatch, capsys):
     import fsspec
 
@@ -428,6 +437,7 @@ def test_any_address_of_fsspec_will_do(tiny, tmp_path, monkeypatch, capsys):
     check(job, dict(enumerate(texts(6))))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("job")
 def test_no_secret_is_shown_or_kept(s3, tiny, tmp_path, monkeypatch, capsys):
     job = Job("s3://bucket/secrets", s3, tiny("bert"), monkeypatch, capsys)

@@ -42,6 +42,7 @@ def test_gist_prefers_questions_then_lists_then_the_first_paragraph():
     assert gist("One.\n\n## New\n\n- a\n\n**Predict**: b?", "above") == ("New", "**Predict**: b?")
 
 
+@pytest.mark.slow
 def test_of_code_a_slide_shows_the_one_line_and_a_fragment_joins_it():
     code = new_code_cell("first = 1\nsecond = first + 1\nprint(second)")
     code.outputs = [nbformat.v4.new_output("stream", name="stdout", text="two\n")]
@@ -60,6 +61,7 @@ def exercise(tag, source):
     return new_code_cell(source, metadata={"tags": [tag]})
 
 
+@pytest.mark.slow
 def test_the_sheet_prepares_hides_answers_and_counts(tmp_path):
     """Two lessons that use one name for two things; one exercise of each is solved."""
     cells = [
@@ -139,6 +141,7 @@ def test_a_slide_shows_an_attached_picture():
     assert 'src="data:image/png;base64,QUJD"' in found and "attachment:" not in found
 
 
+@pytest.mark.slow
 def test_measures_say_one_row_a_lesson_and_no_term_unexplained(lessons):
     shown = subprocess.run(
         [sys.executable, ROOT / "notebooks" / "measures.py"],

@@ -10,6 +10,7 @@ from scipy.stats import binom
 
 import embedkit as ek
 
+pytestmark = pytest.mark.slow  # it executes cells of the lesson first
 PATH = Path(__file__).parents[1] / "notebooks" / "06_layers_and_pooling.ipynb"
 CODE = [cell for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
 SPLITS = ("train", "test")

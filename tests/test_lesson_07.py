@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import embedkit as ek
 
+pytestmark = pytest.mark.slow  # it executes cells of the lesson first
 PATH = Path(__file__).parents[1] / "notebooks" / "07_fine_tuning.ipynb"
 CODE = [cell for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
 READ = ("MODEL =", "import copy", "from sklearn", "data = {", "reader = ")

@@ -46,6 +46,7 @@ def lesson():
     return names
 
 
+@pytest.mark.slow
 def test_lesson_and_page_count_the_same_parameters(lesson):
     said = re.search(r"([\d.]+) million\s+parameters for MiniLM-L6, (\d+) million", PAGE)
     assert f"{lesson['size'] / 1e6:.1f}" == said[1]

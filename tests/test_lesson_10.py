@@ -82,6 +82,7 @@ def test_the_farthest_rows_come_from_every_group():
     assert all(len({row // 20 for row in far_from_all(space, 6, seed)}) == 6 for seed in range(10))
 
 
+@pytest.mark.slow
 def test_marked_pairs_are_pairs_of_reviews_and_copies_are_no_copies_of_all():
     texts = list(ek.load_data("bundled/reviews", "train")["text"])
     names = {"asked": texts[:100]}

@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # it executes cells of the lesson first
 PATH = Path(__file__).parents[1] / "notebooks" / "11_what_goes_wrong.ipynb"
 CODE = [cell for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
 # What a number has to be, at least, for the code to be right; broken code stays below.

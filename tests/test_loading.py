@@ -217,6 +217,7 @@ def test_a_repository_that_says_nothing(copied):
     assert load(copied).published == models.Published()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_says_what_its_authors_meant():
     said = load(MINILM).published
     assert (said.pooling, said.normalize, said.max_length) == ("mean", True, 256)
@@ -357,6 +358,7 @@ def test_an_adapter_is_merged_into_its_base(tiny, tmp_path, settings):
     assert not any(values.requires_grad for values in found.model.parameters())
 
 
+@pytest.mark.slow
 def test_an_adapter_on_minilm_takes_the_bundled_one(tmp_path):
     known = adapter(_bundled.model_folder(MINILM), ON_HUB, tmp_path)
     found = load(tmp_path)

@@ -242,6 +242,7 @@ def test_offline_an_unseen_name_says_so(monkeypatch, tmp_path):
         ek.TextEncoder("me/other")
 
 
+@pytest.mark.slow
 def test_the_bundled_weights_are_the_published_ones():
     encoder = ek.TextEncoder(MINILM)
     assert encoder.dim == 384 and encoder.max_length <= 512
@@ -263,6 +264,7 @@ def test_altered_bundled_weights_are_refused(monkeypatch, tmp_path):
         ek.TextEncoder(MINILM)
 
 
+@pytest.mark.slow
 def test_the_bundled_weights_are_hashed_once():
     _bundled._sha256.cache_clear()
     for _ in range(3):
@@ -270,6 +272,7 @@ def test_the_bundled_weights_are_hashed_once():
     assert _bundled._sha256.cache_info().misses == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("two threads")
 def test_loading_in_two_threads_leaves_bars_and_reports_as_they_were(tiny):
     """One thread ends while the other still loads; what was on before is on after."""
@@ -426,6 +429,7 @@ class _Bomb:
         return open, (self.file, "w")
 
 
+@pytest.mark.slow
 @pytest.mark.fault("supply chain")
 @pytest.mark.parametrize("weights", ["beside it", "missing"])
 def test_a_pickle_in_the_bundled_package_is_never_opened(monkeypatch, tmp_path, weights):

@@ -65,6 +65,7 @@ def sounds():
     return [np.cumsum(generator.normal(size=size)) for size in (700, 2500, 1200, 2500, 4000)]
 
 
+@pytest.mark.slow
 def test_each_sound_has_the_vector_it_has_alone(model, processor, sounds):
     encoder = SoundEncoder(model, processor=processor)
     assert isinstance(encoder, Encoder)
@@ -93,6 +94,7 @@ def test_sounds_share_a_batch_only_where_padding_changes_nothing(model, processo
     )
 
 
+@pytest.mark.slow
 def test_a_new_encoder_has_all_that_the_others_have(model, processor, sounds, tmp_path):
     model.save_pretrained(tmp_path)
     settings = {"pooling": "max", "normalize": True, "layers": [1, 2]}

@@ -51,6 +51,7 @@ def impatient(wire, **settings):
 # What is asked for
 
 
+@pytest.mark.slow
 def test_vectors_come_in_order_and_a_few_requests_at_a_time():
     def later_is_quicker(number, texts):
         return good(texts)._replace(delay=0.3 - 0.02 * min(number, 10))
@@ -66,6 +67,7 @@ def test_vectors_come_in_order_and_a_few_requests_at_a_time():
     assert encoder.dim == DIM
 
 
+@pytest.mark.slow
 def test_requests_are_filled_to_the_limits_of_the_api():
     short = [f"{number}" for number in range(5000)]
     long = [f"{number} " + "word " * 4000 for number in range(100)]  # about 5000 tokens each
@@ -172,6 +174,7 @@ RECOVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECOVERS)
 def test_it_recovers(name):
     answer, seconds = RECOVERS[name]
@@ -183,6 +186,7 @@ def test_it_recovers(name):
     assert set(wire.texts) == set(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_client_of_ours_waits_out_a_limit_of_requests():
     """Its own client gives up after two retries, which a limit per minute outlasts."""
     busy = once(refusal(429, **{"Retry-After": "0.05"}), times=5)
@@ -253,6 +257,7 @@ FAILS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["on disk", "in memory"])
 @pytest.mark.parametrize("name", FAILS)
 def test_it_fails_with_one_clear_error_and_loses_nothing(name, kept, tmp_path):
@@ -298,6 +303,7 @@ def test_a_model_that_has_changed_its_length_is_told_from_a_fault(tmp_path):
             changed.encode(["a", "text 37"])
 
 
+@pytest.mark.slow
 def test_a_server_that_takes_fewer_texts_gets_fewer():
     def small(number, texts):
         return refusal(413, "at most 32 inputs") if len(texts) > 32 else good(texts)
@@ -322,6 +328,7 @@ def test_nobody_answers():
         OpenAIEncoder("m", client=client).encode(["a"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_under_way():
     """The answers that are being waited for are paid for."""
 
@@ -343,6 +350,7 @@ def test_ctrl_c_keeps_what_is_under_way():
 # The cache
 
 
+@pytest.mark.slow
 def test_a_second_run_asks_for_nothing_and_needs_no_key(tmp_path):
     with Wire() as wire:
         first = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path / "new" / "folder")
@@ -356,6 +364,7 @@ def test_a_second_run_asks_for_nothing_and_needs_no_key(tmp_path):
     assert wire.texts == [*TEXTS, "new"]
 
 
+@pytest.mark.slow
 def test_model_dimensions_and_text_are_told_apart(tmp_path):
     def cut(number, texts):
         reply = good(texts)
@@ -405,6 +414,7 @@ def run(wire, cache, first, last):
     return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows knows no SIGKILL")
 def test_killed_half_way_the_next_run_asks_only_for_what_is_missing(tmp_path):
     texts = [f"text {number}" for number in range(2000)]
@@ -439,6 +449,7 @@ def test_killed_half_way_the_next_run_asks_only_for_what_is_missing(tmp_path):
         assert len(wire.texts) == asked
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache(tmp_path):
     with Wire() as wire:
         running = [run(wire, tmp_path, 300 * i, 300 * i + 600) for i in range(3)]
@@ -508,6 +519,7 @@ def test_where_the_key_comes_from(monkeypatch):
         assert wrong not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_notebook_that_runs_by_itself_is_told_where_the_key_goes():
     code = (
         "from embedkit.encoders.api import OpenAIEncoder\n"
@@ -520,6 +532,7 @@ def test_a_notebook_that_runs_by_itself_is_told_where_the_key_goes():
     assert "set the environment variable OPENAI_API_KEY" in caught.value.evalue
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of Unix")
 def test_a_person_at_a_terminal_is_asked_and_the_key_is_not_shown():
     with Wire() as wire:
@@ -583,6 +596,7 @@ def test_the_key_is_in_nothing_that_is_shown_or_kept(tmp_path, monkeypatch, capl
     assert b"text 5" not in kept[-1]  # nor are the texts
 
 
+@pytest.mark.slow
 def test_nothing_of_the_project_looks_like_a_key():
     """Notebooks with their outputs, caches and logs beside them, code, and all else."""
     listed = subprocess.run(

@@ -99,6 +99,7 @@ def test_a_usage_that_is_none_costs_no_vector(usage):
 # Silently wrong: the cache tells servers apart
 
 
+@pytest.mark.slow
 def test_the_cache_knows_one_setting_of_a_model_from_another(tiny, tmp_path):
     """The same name, the same folder of the cache, another pooling."""
     found = {}
@@ -114,6 +115,7 @@ def test_the_cache_knows_one_setting_of_a_model_from_another(tiny, tmp_path):
     assert [usage["cached"] for usage in found["mean"]] == [0, 2]
 
 
+@pytest.mark.slow
 def test_the_cache_knows_two_folders_of_one_name(tmp_path, tiny):
     import shutil
 
@@ -132,6 +134,7 @@ def card(**more):
     return {"id": "m", "object": "model", "created": time.time_ns(), "owned_by": "x", **more}
 
 
+@pytest.mark.slow
 def test_the_cache_knows_a_model_that_was_exchanged_at_its_address(tmp_path):
     def cached():
         encoder = OpenAIEncoder("m", base_url=wire.url, cache=tmp_path)
@@ -160,6 +163,7 @@ STRANGE_CARDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.fault("answer of a server")
 @pytest.mark.parametrize("reply", STRANGE_CARDS, ids=range(len(STRANGE_CARDS)))
 def test_a_server_that_says_nothing_of_itself_is_known_by_its_address(reply, tmp_path):
@@ -298,6 +302,7 @@ def test_texts_do_not_follow_a_redirect(status, whose):
 # Hangs
 
 
+@pytest.mark.slow
 @pytest.mark.fault("slow server")
 def test_a_hung_server_is_given_up_after_a_time():
     with Wire(lambda *_: Reply(delay=30)) as wire:
@@ -309,6 +314,7 @@ def test_a_hung_server_is_given_up_after_a_time():
         assert 2 <= len(wire.asked) <= 4  # it was tried again, but not for ever
 
 
+@pytest.mark.slow
 @pytest.mark.fault("slow server")
 def test_an_answer_that_drips_is_given_up():
     """Each byte comes in time; the answer does not."""
@@ -349,6 +355,7 @@ def test_a_server_that_asks_for_too_much_patience_gets_none():
     assert time.monotonic() - begun < 5 and len(wire.asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault("slow server")
 @pytest.mark.parametrize("asked", ["nan", "inf", "-1", "soon", "1e400"])
 def test_a_retry_after_that_is_none_is_not_obeyed(asked):
@@ -366,6 +373,7 @@ OpenAIEncoder("m", base_url=sys.argv[1]).encode([str(n) for n in range(40)], bat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("slow server")
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal of Unix")
 @pytest.mark.parametrize("kind", ["no answer", "busy"])
@@ -386,6 +394,7 @@ def test_one_ctrl_c_ends_it(kind):
     assert said.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_share_the_account():
     with Wire(lambda _, texts: good(texts)._replace(delay=0.02)) as wire:
         encoder = OpenAIEncoder("m", base_url=wire.url)
@@ -430,6 +439,7 @@ def bomb(number, texts):
     return Reply(body=b"".join([*pieces, packing.flush()]), headers={"Content-Encoding": "gzip"})
 
 
+@pytest.mark.slow
 @pytest.mark.fault("answer of a server")
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in KiB on Linux alone")
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_the_architectures_claimed_are_the_ones_tried():
     assert set(PACKED) == set(packing._LAYERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*PACKED, *PADDED])
 @pytest.mark.parametrize("layers", [-1, [0, 1, -1]])
 def test_packed_vectors_are_those_of_the_padded_way(folder, kind, layers):
@@ -116,6 +117,7 @@ def test_a_model_that_the_caller_loaded_is_left_as_it_is():
     assert not any(before or after for before, after in hooks)
 
 
+@pytest.mark.slow
 def test_other_calls_of_a_packed_model_compute_what_they_always_did(folder):
     encoder = ek.TextEncoder(folder("bert"))
     untouched, tokenizer = tf.BertModel.from_pretrained(folder("bert")), encoder.processor
@@ -134,6 +136,7 @@ def test_other_calls_of_a_packed_model_compute_what_they_always_did(folder):
     assert_same(encoder.encode(texts()), before)
 
 
+@pytest.mark.slow
 def test_threads_do_not_see_each_others_packing(folder):
     encoder = ek.TextEncoder(folder("bert"), pooling="mean")
     shares = [texts()[i:] for i in range(8)]

@@ -52,6 +52,7 @@ def test_the_file_knows_texts_colors_and_neighbours(tmp_path):
     assert "0.123456" not in html and str(float(VECTORS[0, 0]))[:7] not in html  # no vector in it
 
 
+@pytest.mark.slow
 def test_without_vectors_the_page_says_that_nothing_was_measured(tmp_path):
     html, page = page_of(ek.save_map(tmp_path / "map.html", POINTS, DATA, color="text"))
     assert page["neighbours"] is None and "was not measured" in html
@@ -62,6 +63,7 @@ def test_without_vectors_the_page_says_that_nothing_was_measured(tmp_path):
     assert "too few to say" in few
 
 
+@pytest.mark.slow
 def test_a_thousand_thumbnails_are_no_more_than_eight_megabytes(tmp_path):
     features = Features({"image": Image()})
     images = [picture(seed, size=(300, 200)) for seed in range(50)] * 20
@@ -93,6 +95,7 @@ def test_words_stand_in_brackets_in_their_sentence(tmp_path):
     assert page["columns"]["word"]["values"] == ["Ada", "sings", "Rain"]
 
 
+@pytest.mark.slow
 def test_the_explorer_saves_what_is_on_the_screen(tmp_path):
     vectors = VECTORS.copy()
     vectors[3] = np.nan

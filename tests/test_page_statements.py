@@ -55,6 +55,7 @@ def outputs(name, texts, **options):
         return batch, model(**batch, **options)
 
 
+@pytest.mark.slow
 def test_statement_01_one_hidden_layer_or_many(text_model):
     """Embeddings are activations of one or many hidden layers."""
     _, out = outputs(text_model, TEXTS, output_hidden_states=True)
@@ -89,12 +90,14 @@ def test_statement_03_the_first_token_of_gpt_sees_only_itself(tiny):
     assert min(np.abs(last[a] - last[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 0.1
 
 
+@pytest.mark.slow
 def test_statement_03_the_first_token_of_bert_sees_all(text_model):
     """BERT or GPT-x: BERT's first token is the same, its vector is not."""
     first = ek.TextEncoder(text_model, pooling="cls").encode(TEXTS)
     assert np.abs(first[0] - first[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_statement_03_then_fine_tuned_on_a_task(text_model, tmp_path):
     """Published, then fine-tuned: the trained model is saved, and its vectors are the new ones."""
     torch.manual_seed(0)
@@ -127,6 +130,7 @@ def test_statement_03_then_fine_tuned_on_a_task(text_model, tmp_path):
     agree(ek.TextEncoder(text_model, pooling="cls").encode(TEXTS), before)
 
 
+@pytest.mark.slow
 def test_statement_04_one_vector_per_use_case(tiny, text_model):
     """The vector represents the input according to the use case: image, text, or word."""
     assert ek.ImageEncoder(tiny("vit")).encode(IMAGES).shape == (3, 32)
@@ -136,6 +140,7 @@ def test_statement_04_one_vector_per_use_case(tiny, text_model):
     assert words.vectors.shape == (sum(len(text.split()) for text in TEXTS), texts.dim)
 
 
+@pytest.mark.slow
 def test_statement_05_the_last_hidden_state_of_the_base_model(tiny, text_model):
     """The output has to contain hidden states, and the page uses the last layer."""
     batch, out = outputs(text_model, TEXTS)
@@ -219,6 +224,7 @@ def test_statement_09_the_mean_over_dimension_1(tiny, image_state):
     agree(named, torch.mean(image_state, 1))
 
 
+@pytest.mark.slow
 def test_statement_10_the_model_gets_only_its_own_inputs(text_model):
     """The model gets the keys in `tokenizer.model_input_names`, on its device, and no others."""
     encoder = ek.TextEncoder(text_model, pooling="cls")
@@ -245,6 +251,7 @@ def test_statement_10_the_model_gets_only_its_own_inputs(text_model):
     agree(encoder.encode(TEXTS), state[:, 0, :])
 
 
+@pytest.mark.slow
 def test_statement_11_the_shape_of_a_text_state(text_model):
     """The state's shape is (batch_size, num_tokens, hidden_size)."""
     batch, out = outputs(text_model, TEXTS)
@@ -261,6 +268,7 @@ def test_statement_11_the_shape_of_a_text_state(text_model):
     assert shapes[-1] == ((*tokens, encoder.dim), tuple(tokens))
 
 
+@pytest.mark.slow
 def test_statement_12_the_vector_of_cls_represents_the_text(text_model):
     """`last_hidden_state[:, 0, :]`, the vector of `[CLS]`, represents the text.
 
@@ -276,6 +284,7 @@ def test_statement_12_the_vector_of_cls_represents_the_text(text_model):
     agree(ek.TextEncoder(text_model, pooling="cls").encode(TEXTS), out.last_hidden_state[:, 0, :])
 
 
+@pytest.mark.slow
 def test_statement_13_the_whole_state_is_kept(text_model):
     """For entities the whole state is kept."""
     batch, out = outputs(text_model, TEXTS)
@@ -285,6 +294,7 @@ def test_statement_13_the_whole_state_is_kept(text_model):
         agree(states[ex_index], out.last_hidden_state[ex_index, :count])
 
 
+@pytest.mark.slow
 def test_statement_14_one_token_of_one_example(text_model):
     """`last_hidden_state[ex_index, token_index, :]` represents one token."""
     _, out = outputs(text_model, TEXTS)
@@ -294,6 +304,7 @@ def test_statement_14_one_token_of_one_example(text_model):
         agree(states[ex_index][token_index], token_embedding)
 
 
+@pytest.mark.slow
 def test_statement_15_token_index_counts_special_tokens_and_sub_words(text_model):
     """`token_index` counts the tokenizer's output; `word_ids()` leads from words to it."""
     text = "the kettles unread jordan"

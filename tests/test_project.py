@@ -100,6 +100,7 @@ def test_the_repository_has_one_address():
         assert (f"urlpath=lab/tree/notebooks/{notebook.name}" in lesson) == fits
 
 
+@pytest.mark.slow
 def test_readme_tour_runs(tmp_path, monkeypatch):
     from matplotlib import pyplot as plt
 
@@ -114,6 +115,7 @@ def test_readme_tour_runs(tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.mark.slow
 def test_readme_api_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

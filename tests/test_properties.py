@@ -40,6 +40,7 @@ def same(found, expected) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @few
 @given(texts=SOME, size=st.integers(1, 9), pooling=st.sampled_from(["cls", "mean", "max", "last"]))
 def test_batches_change_nothing(encoder, texts, size, pooling):
@@ -47,6 +48,7 @@ def test_batches_change_nothing(encoder, texts, size, pooling):
     same(bert.encode(texts, batch_size=size), bert.encode(texts))
 
 
+@pytest.mark.slow
 @few
 @given(texts=SOME, order=st.randoms(use_true_random=False))
 def test_order_changes_nothing(encoder, texts, order):
@@ -56,6 +58,7 @@ def test_order_changes_nothing(encoder, texts, order):
     same(found, encoder("bert", "mean").encode(texts)[rows])
 
 
+@pytest.mark.slow
 @few
 @given(left=SOME, right=SOME)
 def test_two_lists_are_the_sum_of_their_parts(encoder, left, right):
@@ -63,6 +66,7 @@ def test_two_lists_are_the_sum_of_their_parts(encoder, left, right):
     same(bert.encode(left + right), np.concatenate([bert.encode(left), bert.encode(right)]))
 
 
+@pytest.mark.slow
 @few
 @given(texts=SOME, side=st.sampled_from(["left", "right"]))
 def test_the_padding_side_changes_nothing(encoder, texts, side):
@@ -75,6 +79,7 @@ def test_the_padding_side_changes_nothing(encoder, texts, side):
         bert.processor.padding_side = before
 
 
+@pytest.mark.slow
 @settings(few, max_examples=8)
 @given(texts=SOME, pooling=st.sampled_from(["cls", "mean"]), normalize=st.booleans())
 def test_a_pickled_encoder_gives_the_same(tiny, texts, pooling, normalize):
@@ -106,6 +111,7 @@ def reference(tiny):
     return read
 
 
+@pytest.mark.slow
 @few
 @given(sentences=SENTENCES, subwords=st.sampled_from(["first", "mean", "last"]))
 def test_words_are_aligned_as_a_slow_reader_aligns_them(tiny, reference, sentences, subwords):
@@ -115,6 +121,7 @@ def test_words_are_aligned_as_a_slow_reader_aligns_them(tiny, reference, sentenc
     assert found.word == [word for sentence in sentences for word in sentence]
 
 
+@pytest.mark.slow
 @few
 @given(sentences=SENTENCES, max_length=st.integers(8, 40))
 def test_windows_lose_no_word_and_change_none_that_fits(tiny, sentences, max_length):

@@ -175,6 +175,7 @@ def test_the_raw_state_needs_nothing_of_the_config(tiny, name):
 # Threads and processes
 
 
+@pytest.mark.slow
 @pytest.mark.fault("threads")
 @pytest.mark.parametrize("training", [False, True])
 def test_one_encoder_from_eight_threads(tiny, training):

@@ -27,6 +27,7 @@ def texts(count: int = 40) -> list[str]:
 # Into a given array
 
 
+@pytest.mark.slow
 def test_vectors_are_written_into_a_memmap(tiny, tmp_path):
     encoder = ek.TextEncoder(tiny("bert"))
     out = np.memmap(tmp_path / "vectors", np.float32, "w+", shape=(40, encoder.dim))
@@ -73,6 +74,7 @@ def test_an_array_that_does_not_fit_is_refused(tiny, make):
 # Data sets
 
 
+@pytest.mark.slow
 def test_map_stores_vectors_of_a_fixed_size(tiny):
     data = Dataset.from_dict({"text": texts(), "n": list(range(40))})
     encoder = ek.TextEncoder(tiny("bert"))
@@ -120,6 +122,7 @@ def test_a_column_is_read_piece_by_piece(tiny, monkeypatch):
 # Images
 
 
+@pytest.mark.slow
 def test_files_are_opened_a_few_at_a_time_and_in_threads(tiny, tmp_path, monkeypatch):
     paths = []
     for number in range(200):
@@ -192,6 +195,7 @@ def test_map_reads_stored_images_without_decoding_all_at_once(tiny, tmp_path, mo
 # Arithmetic
 
 
+@pytest.mark.slow
 def test_auto_takes_bfloat16_where_it_pays(tiny, monkeypatch):
     monkeypatch.setattr(models, "bfloat16_pays", lambda device: True)
     exact = ek.TextEncoder("bundled/all-MiniLM-L6-v2")

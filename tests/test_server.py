@@ -88,6 +88,7 @@ def post(url, body, *, method="POST", **headers):
 # Right answers
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_the_encoder():
     """Through server and client, as numbers and as base64, long and short texts together."""
     generator = np.random.default_rng(0)
@@ -147,6 +148,7 @@ def test_models(client, name):
         client.models.retrieve("another/model")
 
 
+@pytest.mark.slow
 def test_tokens_are_counted_as_the_model_reads_them(tiny, tmp_path):
     """One of a repository that lowers texts before it reads them."""
     folder = shutil.copytree(tiny("bert"), tmp_path / "model")
@@ -216,6 +218,7 @@ def test_too_much_is_refused_before_it_is_read_to_the_end(url):
     assert status == 413 and "larger than 8 MiB" in error["message"]
 
 
+@pytest.mark.slow
 def test_too_many_tokens_in_a_request():
     texts = ["a " * 200] * 1600
     with ek.serve(MODEL) as url:
@@ -255,6 +258,7 @@ def test_a_key_is_asked_of_everyone(encoder):
 # Under load
 
 
+@pytest.mark.slow
 def test_requests_that_wait_are_read_together(client, name, encoder):
     texts = [f"the {word} lamp" for word in ("a", "red", "blue", "warm", "cold", "bright")]
     expected = encoder.encode(texts)
@@ -345,6 +349,7 @@ def command(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_the_command(tiny):
     key = "a-key-that-nobody-sees"
     with command("--model", tiny("bert"), "--port", "0", EMBEDKIT_API_KEY=key) as server:

@@ -142,6 +142,7 @@ def test_a_key_that_asks_for_nothing_is_refused(encoder, key):
         ek.serve(encoder, api_key=key).__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("key")
 def test_the_command_refuses_an_empty_key(tiny):
     with command("--model", tiny("bert"), "--port", "0", EMBEDKIT_API_KEY="") as server:
@@ -196,6 +197,7 @@ def test_a_text_of_megabytes_is_refused_unread(url, name, encoder, text):
     assert not encoder.calls and memory < 100 and time.perf_counter() - begun < 5
 
 
+@pytest.mark.slow
 @pytest.mark.fault("too much")
 def test_a_length_that_is_too_large_is_refused_before_the_body(url):
     answer = raw(url, request_for(b"", "Content-Length: 99999999999"))
@@ -265,6 +267,7 @@ def hold(encoder):
     encoder.go.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("client gone")
 def test_what_nobody_waits_for_is_not_read(url, name, encoder):
     hold(encoder)
@@ -301,6 +304,7 @@ def test_a_client_gone_half_way_leaves_no_trace(url, name, encoder, share, caplo
     assert "Traceback" not in shown.out + shown.err + caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.fault("stalled client")
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/emb", request_for(b"{}")[:-20]])
 def test_a_connection_that_stalls_is_closed(encoder, monkeypatch, sent):
@@ -314,6 +318,7 @@ def test_a_connection_that_stalls_is_closed(encoder, monkeypatch, sent):
     assert 0.3 < time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 @pytest.mark.fault("stalled client")
 def test_a_body_that_does_not_come_is_told(encoder, monkeypatch):
     monkeypatch.setattr("embedkit._endpoint._SECONDS_TO_ARRIVE", 0.5)
@@ -327,6 +332,7 @@ def ports_of_the_other_side():
     return [each.raddr.port for each in psutil.Process().net_connections() if each.raddr]
 
 
+@pytest.mark.slow
 @pytest.mark.fault("stalled client")
 def test_an_answer_that_nobody_reads_is_given_up(tiny, monkeypatch):
     monkeypatch.setattr(module, "_SECONDS_TO_STALL", 2)
@@ -355,6 +361,7 @@ def test_an_answer_that_nobody_reads_is_given_up(tiny, monkeypatch):
         assert works(url, name, ek.TextEncoder(tiny("bert"), pooling="mean", normalize=True))
 
 
+@pytest.mark.slow
 @pytest.mark.fault("too many")
 def test_one_connection_too_many_is_closed_and_the_others_stay(encoder, name, monkeypatch):
     monkeypatch.setattr(module, "_MAX_CONNECTIONS", 5)
@@ -397,6 +404,7 @@ with ek.serve(encoder) as url:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("too many")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts its files in /proc")
 def test_at_the_limit_of_files_the_log_does_not_grow(tiny):
@@ -406,6 +414,7 @@ def test_at_the_limit_of_files_the_log_does_not_grow(tiny):
     assert len(ran.stderr) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.fault("end")
 def test_it_ends_quickly_under_load_and_tells_those_who_wait(encoder):
     def ask(url):
@@ -441,6 +450,7 @@ def test_no_url_is_given_of_a_server_that_did_not_start(encoder, monkeypatch):
         ek.serve(encoder).__enter__()
 
 
+@pytest.mark.slow
 @pytest.mark.fault("load")
 def test_a_short_text_does_not_wait_for_long_ones(tiny):
     """A large request is read in turns, and a short one has its turn between them."""
@@ -462,6 +472,7 @@ def test_a_short_text_does_not_wait_for_long_ones(tiny):
         assert wait(short) < min(each.result() for each in slow) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("load")
 @pytest.mark.skipif(sys.platform != "linux", reason="the script reads /proc")
 def test_random_requests_from_eight_clients():
@@ -478,6 +489,7 @@ def test_random_requests_from_eight_clients():
 # What it says of its model
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_vectors_depend_on(tiny, tmp_path):
     def card(**settings):
         with ek.serve(ek.TextEncoder(tiny("bert"), **settings)) as url:

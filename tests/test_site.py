@@ -17,6 +17,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+pytestmark = pytest.mark.slow  # lessons are executed, or all pages are made
 ROOT = Path(__file__).parents[1]
 
 FIRST = """[![Open in Colab](https://example.org/badge.svg)](https://example.org)

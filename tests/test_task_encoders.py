@@ -46,6 +46,7 @@ def tuned(base, name):
 # What the committed files reach
 
 
+@pytest.mark.slow
 def test_sentiment_orders_the_reviews(base):
     model, tokenizer = tuned(base, "minilm-sentiment")
     encoder = ek.TextEncoder(model, processor=tokenizer, pooling="cls", device="cpu")
@@ -55,6 +56,7 @@ def test_sentiment_orders_the_reviews(base):
     assert evaluate.silhouette(asked, test["label"]) >= 0.10
 
 
+@pytest.mark.slow
 def test_ner_sorts_the_mentions_by_type(base, recipe):
     """Those of another domain, too."""
     model, tokenizer = tuned(base, "minilm-ner")
@@ -66,6 +68,7 @@ def test_ner_sorts_the_mentions_by_type(base, recipe):
     assert min(figures["silhouette, test"], figures["silhouette, drifted"]) >= 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_encoder_takes_the_adapter_by_name(name, base):
     """The bundled name gives what plain PEFT gives."""
@@ -109,6 +112,7 @@ def test_a_card_says_which_file_it_describes_and_who_made_the_data(name):
         assert words in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_card_shows_how_transformers_loads_it(name, base, monkeypatch):
     """Its snippet runs, with the base model taken from the installed package."""
@@ -155,6 +159,7 @@ def test_comments_of_two_minds_are_left_out(recipe, tmp_path):
     assert recipe.read_comments(tmp_path, "dev") == (["bad", "it is", "good"], [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_mean_vectors(recipe, base):
     """For words of several tokens, beside a shorter sentence, and with a class left open."""
     model, tokenizer = base
@@ -174,6 +179,7 @@ def test_the_loss_is_that_of_mean_vectors(recipe, base):
     assert found == pytest.approx(-nearly.mean().item(), abs=2e-3)  # states are kept in float16
 
 
+@pytest.mark.slow
 def test_training_changes_the_upper_layers_and_saving_names_no_folder(recipe, base, tmp_path):
     model, tokenizer = base
     before = {name: weight.clone() for name, weight in model.named_parameters()}
