@@ -61,7 +61,7 @@ Candidates = dict[str, Callable[[], np.ndarray]]
 def interleaved(candidates: Candidates, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Time all candidates in turn, `rounds` times over after a round to warm up; in seconds.
 
-    One that is `FAR_SLOWER` in the first round is left out of the others, and that round counts.
+    One that is `FAR_SLOWER` in the first of these rounds is left out of the others.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     results: dict[str, Any] = {}
@@ -72,12 +72,13 @@ def interleaved(candidates: Candidates, rounds: int) -> tuple[dict[str, float], 
             start = time.perf_counter()
             results[name] = candidates[name]()
             _synchronise()
-            seconds[name].append(time.perf_counter() - start)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
         print(f"  round {turn} of {rounds} done", file=sys.stderr)
-        if turn == 0:
+        if turn == 1:
             quickest = min(taken[0] for taken in seconds.values())
             at_work = [name for name in at_work if seconds[name][0] <= FAR_SLOWER * quickest]
-    return {name: statistics.median(t[1:] or t) for name, t in seconds.items()}, results
+    return {name: statistics.median(times) for name, times in seconds.items()}, results
 
 
 def _synchronise() -> None:

@@ -197,8 +197,8 @@ def run_on_ray(
     """Hand ranges out to workers, and give their records as they come.
 
     A worker gets its first range when it has loaded the model. In the place of one that dies
-    another is started, and what it had in hand goes to whoever is free. One that nobody needs any
-    more ends when the last name for it does.
+    another is started, and what it had in hand is given to the next that is free. A worker ends
+    when no variable holds it any more.
     """
     # Ray gives a worker as many threads as CPUs, through OMP_NUM_THREADS.
     options = {"num_cpus": args.num_cpus, "num_gpus": args.num_gpus}

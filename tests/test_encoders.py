@@ -88,7 +88,6 @@ def test_a_vector_of_minilm_does_not_depend_on_its_neighbours(texts, pooling):
     assert_company_is_nothing(encoder, few, (1, 7))
 
 
-@pytest.mark.slow
 def test_padding_side_changes_nothing(tiny, texts):
     vectors = []
     for side in ("left", "right"):
@@ -115,7 +114,6 @@ def test_order_is_kept_across_lengths(tiny):
 # Pooling, layers, and what becomes of them
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_poolings_against_by_hand(tiny, name):
     states = [out.last_hidden_state[0] for out in forward(tiny(name), SHORT)]
@@ -164,7 +162,6 @@ def test_by_name_alone_short_texts_are_those_of_sentence_transformers():
     close(named.encode(SHORT) / np.linalg.norm(named.encode(SHORT), axis=1, keepdims=True), theirs)
 
 
-@pytest.mark.slow
 def test_combining_layers(tiny):
     states = [out.hidden_states for out in forward(tiny("bert"), SHORT, output_hidden_states=True)]
     mean = torch.stack([torch.stack(state[-2:]).mean(0)[0].mean(0) for state in states])

@@ -74,6 +74,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.fault("answer of a server")
 @pytest.mark.parametrize("name", LIES)
 def test_an_answer_to_another_question_is_refused(name):
@@ -264,6 +265,7 @@ SAID = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.fault("words of a server")
 @pytest.mark.parametrize("name", SAID)
 @pytest.mark.parametrize("where", ["message", "Location"])
@@ -282,6 +284,7 @@ def test_what_a_terminal_would_obey_is_not_shown(name, where):
 # Let in: the texts go to one server
 
 
+@pytest.mark.slow
 @pytest.mark.fault("redirect")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("whose", ["ours", "a client of one's own"])

@@ -126,6 +126,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.bad_input("key")
 @pytest.mark.parametrize("lines", list(KEYS.values())[:4], ids=list(KEYS)[:4])
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/embeddings/", "/nothing"])

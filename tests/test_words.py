@@ -57,7 +57,6 @@ def words_by_hand(name, sentences, subwords, **settings) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("subwords", ["first", "mean", "last"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "roberta", MINILM])
 def test_words_against_word_ids_by_hand(tiny, name, subwords):
@@ -119,7 +118,6 @@ def test_a_word_has_the_tokens_it_has_behind_a_space(tiny, kind):
     assert np.isfinite(found).all() and len(found) == 4
 
 
-@pytest.mark.slow
 def test_every_word_has_one_row_in_reading_order(tiny):
     for name in (tiny("bert"), tiny("gpt2"), MINILM):
         found = ek.WordEncoder(name, subwords="mean").encode(ODD)
@@ -140,7 +138,6 @@ def test_strings_are_split_on_white_space(tiny):
     close(mixed.vectors, found.vectors)
 
 
-@pytest.mark.slow
 def test_a_word_the_tokenizer_drops_keeps_its_row_as_nan():
     sentences = [["a", "\u200b", "cat"], ["", "sat"], ["on", "a", "mat"]]
     encoder = ek.WordEncoder(MINILM)
@@ -416,7 +413,6 @@ def test_trailing_empty_sentences_need_no_words(tiny):
     assert none.entities([[], []]).label == []
 
 
-@pytest.mark.slow
 def test_a_mention_leaves_lost_words_out():
     with pytest.warns(UserWarning, match="1 of 3 words"):
         found = ek.WordEncoder(MINILM).encode([["New", "\u200b", "York"]])
