@@ -225,9 +225,9 @@ def table_of_contents(body: str) -> str:
 
 
 @functools.cache
-def exporter() -> HTMLExporter:
+def exporter(exclude_input: bool = False) -> HTMLExporter:
     """Make what turns notebooks into HTML; it takes a while to read its templates."""
-    return HTMLExporter(template_name="basic")
+    return HTMLExporter(template_name="basic", exclude_input=exclude_input)
 
 
 def notebook_html(notebook: NotebookNode) -> str:

@@ -15,13 +15,12 @@ import sys
 from pathlib import Path
 from string import Template
 
-from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbformat import NotebookNode
 from nbformat.v4 import new_notebook
 
 from kit.lesson import Lesson, plain, shown
-from kit.pages import KIT, code_colors
+from kit.pages import KIT, code_colors, exporter
 
 DECK = Template((KIT / "deck.html").read_text(encoding="utf-8"))
 REVEAL = ("reset.css", "reveal.css", "reveal.js", "plugin/notes.js")
@@ -76,8 +75,7 @@ def output(cell: NotebookNode, line: str | None) -> str:
     one = NotebookNode({**cell, "source": "".join(found)})
     figures = [each for each in cell.outputs if "image/png" in each.get("data", {})]
     one.outputs = figures or cell.outputs
-    exporter = HTMLExporter(template_name="basic", exclude_input=not line)
-    body, _ = exporter.from_notebook_node(new_notebook(cells=[one]))
+    body, _ = exporter(exclude_input=not line).from_notebook_node(new_notebook(cells=[one]))
     return body.replace("<th></th>", "<td></td>")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_pages import barriers
 
 import embedkit as ek
 from embedkit import evaluate
@@ -125,12 +126,9 @@ class Map:
         return self.page.locator(f"#{place}").inner_text()
 
     def barriers(self):
-        from axe_playwright_python.sync_playwright import Axe
-
         self.page.mouse.move(2, 2)  # no tip is open
         self.page.wait_for_timeout(300)
-        found = Axe().run(self.page, options={"preload": False}).response["violations"]
-        return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
+        return barriers(self.page)
 
     def keep(self, name):
         folder = os.environ.get("SCREENSHOTS")
