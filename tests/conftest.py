@@ -325,9 +325,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Give 200 texts of 1 to 400 words, in no order of length."""
+    """Give 70 texts of 1 to 400 words, in no order of length."""
     generator = np.random.default_rng(0)
-    lengths = generator.permutation(np.linspace(1, 400, 200).astype(int))
+    lengths = generator.permutation(np.linspace(1, 400, 70).astype(int))
     return [sentence(int(length), generator) for length in lengths]
 
 

@@ -97,8 +97,8 @@ def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield each
 
 
-def explorer_part(lesson: Path) -> NotebookNode:
-    """Cut a lesson down to its explorer cells and the cells that these depend on."""
+def explorer_part(lesson: Path, rows: int | None = None) -> NotebookNode:
+    """Cut a lesson down to its explorer cells and the cells that these depend on, on few rows."""
     notebook = nbformat.read(lesson, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     first = next(i for i, cell in enumerate(cells) if "ek.explore(" in cell.source)
@@ -113,6 +113,11 @@ def explorer_part(lesson: Path) -> NotebookNode:
     notebook.cells = [*kept, new_code_cell("")]
     for cell in notebook.cells:
         cell.outputs, cell.execution_count = [], None
+    if rows:
+        kept[0].source, changed = re.subn(
+            r"^ROWS = \d+", f"ROWS = {rows}", kept[0].source, flags=re.M
+        )
+        assert changed == 1, kept[0].source
     return notebook
 
 
@@ -242,5 +247,5 @@ class Lesson:
         self.page.mouse.move(*pixels[0])
         self.page.mouse.down()
         for pixel in pixels[1:]:
-            self.page.mouse.move(*pixel, steps=12)
+            self.page.mouse.move(*pixel, steps=4)
         self.page.mouse.up()

@@ -109,7 +109,7 @@ class Map:
             self.page.mouse.move(*pixels[0])
             self.page.mouse.down()
             for pixel in pixels[1:]:
-                self.page.mouse.move(*pixel, steps=15)
+                self.page.mouse.move(*pixel, steps=4)
             self.page.mouse.up()
             for _ in range(20):
                 self.page.wait_for_timeout(250)
