@@ -262,8 +262,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
 LONGEST = (
-    "09_scaling_out", "07_fine_tuning", "test_architectures", "test_lesson_", "test_stand_ins",
-    "test_lessons_in_lab", "test_pages", "test_ray", "test_server_faults",
+    "09_scaling_out", "07_fine_tuning", "test_ray", "test_lessons_in_lab", "test_architectures",
+    "test_pages", "test_lesson_", "test_hub", "test_saved_maps", "test_server_faults",
+    "test_encoders", "test_stand_ins",
 )  # fmt: skip
 
 
