@@ -18,7 +18,7 @@ PATH = Path(__file__).parents[1] / "notebooks" / "07_fine_tuning.ipynb"
 CODE = [cell for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
 READ = ("MODEL =", "import copy", "from sklearn", "data = {", "reader = ")
 DEFINED = ("def read_upper", "def embed", "class Classifier", "def share_of_rate", "lengths = ",
-           "def one_epoch", "def label_loss", "def fit", "def make_pairs", "def info_nce",
+           "def train(", "def label_loss", "def fit", "def make_pairs", "def info_nce",
            "def add_lora", "def train_near")  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def lesson():
     names = {"os": os}  # its set-up cell imports it
     for beginning in READ:
         source = cell(beginning).source
-        exec(source.replace(".shuffle(seed=0)", ".shuffle(seed=0).select(range(160))"), names)
+        exec(re.sub(r"^ROWS = \d+", "ROWS = 160", source, flags=re.MULTILINE), names)
     for beginning in DEFINED:
         exec(definitions(cell(beginning).source), names)
     return names
@@ -83,21 +83,22 @@ def test_the_stored_states_lead_to_the_vectors_of_the_whole_model(lesson):
         assert np.allclose(vectors[split], encoder.encode(data["text"]), atol=1e-4)
 
 
-def test_an_epoch_changes_head_and_upper_layers_and_nothing_else(lesson):
+def test_a_training_changes_head_and_upper_attention_and_nothing_else(lesson):
     model, rows = lesson["model"], np.arange(24)
     before = copy.deepcopy(model.state_dict())
     both = lesson["Classifier"]()
     untrained = copy.deepcopy(both.state_dict())
     first = lesson["judge"](both, rows)
     assert not both.training  # to judge is to use
-    settings = lesson["prepare"](both, 5e-4, steps=20)
+    settings = lesson["prepare"](both, 5e-4, steps=45)
     for _ in range(15):
-        losses = lesson["one_epoch"](both, lesson["label_loss"], rows, *settings)
-    assert both.training and len(losses) == 1
+        losses = lesson["train"](both, lesson["label_loss"], lesson["batches"](rows), *settings)
+    assert both.training and len(losses) == 3
     assert lesson["judge"](both, rows) < 0.7 * first
     for name, weights in both.state_dict().items():
         if name.endswith("weight"):
-            assert (weights - untrained[name]).abs().max() > 1e-5, name
+            learned = "head" in name or "attention" in name
+            assert ((weights - untrained[name]).abs().max() > 1e-5) == learned, name
     assert all(torch.equal(weights, before[name]) for name, weights in model.state_dict().items())
 
 
@@ -109,28 +110,28 @@ def test_judge_counts_as_one_would_by_hand(lesson):
     assert loss == pytest.approx(expected.item(), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "losses, epochs", [([1.0, 0.9, 0.95, 0.1], 3), ([1.0, 0.9, 0.8, 0.7], 4), ([1.0, 1.1], 2)]
-)
-def test_a_training_stops_when_the_loss_kept_aside_turns(lesson, monkeypatch, losses, epochs):
-    coming, seen = iter(losses), []
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_training_is_judged_three_times_on_rows_it_does_not_learn(lesson, monkeypatch, epochs):
+    learned, judged = [], []
 
     def judge(both, rows):
-        seen.append(set(rows.tolist()))
-        return next(coming)
+        judged.append(set(rows.tolist()))
+        return 1.0
 
-    def one_epoch(both, loss_of, rows, *settings):
-        assert not seen or seen[-1].isdisjoint(rows.tolist())  # what validates is not learned
+    def train(both, loss_of, batches, *settings):
+        learned.extend(row for batch in batches for row in batch.tolist())
         both.head.weight.data += 1
-        return [0.0]
+        return [0.0] * len(batches)
 
     monkeypatch.setitem(lesson, "judge", judge)
-    monkeypatch.setitem(lesson, "one_epoch", one_epoch)
-    monkeypatch.setitem(lesson, "EPOCHS", 4)
-    history = lesson["fit"](0)
-    assert [loss for loss, *_ in history] == losses[:epochs]
+    monkeypatch.setitem(lesson, "train", train)
+    monkeypatch.setitem(lesson, "EPOCHS", epochs)
+    history = lesson["fit"](0, looks=3)
+    assert len(history) == 3 and judged[0] == judged[1] == judged[2]
+    assert judged[0].isdisjoint(learned) and {learned.count(row) for row in learned} == {epochs}
+    assert len(judged[0]) + len(set(learned)) == len(lesson["truth"])
     heads = [both.head.weight.mean().item() for *_, both in history]
-    assert np.diff(heads) == pytest.approx(1, abs=1e-4)  # each as it was after its epoch
+    assert np.diff(heads) == pytest.approx(1, abs=1e-4)  # each as it was at its moment
 
 
 @pytest.mark.parametrize("column", ["label", "product"])
@@ -163,7 +164,7 @@ def test_info_nce_is_what_one_would_compute_by_hand(lesson):
 def test_an_adapter_is_trained_alone_and_loads_back_by_name(lesson, tmp_path):
     model = lesson["model"]
     before = copy.deepcopy(model.state_dict())
-    adapted = lesson["train_near"]("label", epochs=3)
+    adapted = lesson["train_near"]("label")
     trained = {name for name, weights in adapted.named_parameters() if weights.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     layers = {int(re.search(r"layer\.(\d+)\.", name)[1]) for name in trained}
@@ -195,7 +196,8 @@ def test_in_the_committed_run_five_seeds_are_compared_with_the_rival():
     tuned, rival, won, lost, p = table.T
     assert len(table) == 5 and len(set(rival)) == 1
     assert np.allclose((won - lost) / 503, tuned - rival, atol=2e-3)  # the rows of test
-    assert tuned.mean() > rival[0] and (p > 0).all() and (p <= 1).all()
+    published = committed("tuned = embed")[0, 1]  # a probe on its last layer
+    assert (tuned > published + 0.05).all() and (p > 0).all() and (p <= 1).all()
 
 
 def test_in_the_committed_run_neighbours_lose_more_of_the_product_than_the_probe_does():
@@ -206,5 +208,5 @@ def test_in_the_committed_run_neighbours_lose_more_of_the_product_than_the_probe
 
 def test_in_the_committed_run_the_pairs_decide_who_is_near():
     published, sentiment, product = committed("adapters = {")
-    assert sentiment[0] > published[0] + 0.1 and product[2] > published[2] + 0.04  # 5-NN
+    assert sentiment[0] > published[0] + 0.05 and product[2] > published[2] + 0.04  # 5-NN
     assert sentiment[2] < published[2] and product[0] < published[0]

@@ -20,7 +20,7 @@ EXERCISES = {"00": 1}  # five minutes leave time for one; elsewhere there are th
 # reports to its makers switched off, and no setting ends it; the lesson says so.
 CLOUD = {"169.254.169.254", "metadata.google.internal"}
 # What a reader in a hurry sets. With what stands in the lessons, `make run` executes them.
-LIGHTER = {"07_fine_tuning": {"SEEDS": range(2), "EPOCHS": 1}}
+LIGHTER = {"07_fine_tuning": {"ROWS": 300, "SEEDS": range(2)}}
 
 
 def read(path):
