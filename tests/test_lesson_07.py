@@ -153,7 +153,7 @@ def test_info_nce_is_what_one_would_compute_by_hand(lesson):
     losses = []
     for row, (first, second) in enumerate(pairs):
         wrong = [other for other in pairs[:, 1] if of[other] != of[first]]
-        scores = np.array([unit[first] @ unit[other] for other in (second, *wrong)]) / 0.1
+        scores = np.array([unit[first] @ unit[other] for other in (second, *wrong)]) / 0.05
         losses.append(np.log(np.exp(scores).sum()) - scores[0])
         assert 0 < len(wrong) < len(pairs) - 1, row  # some partners are false negatives
     with torch.no_grad():
