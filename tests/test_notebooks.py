@@ -78,14 +78,17 @@ def test_lesson_is_committed_with_clean_outputs(path):
 
 @parametrize
 def test_cells_are_short_and_figures_have_a_text(path):
-    notebook = read(path)
+    notebook, lines_in_all = read(path), 0
     for cell in code_cells(notebook):
         lines = [line for line in cell.source.split("\n") if line.strip()]
         assert len(lines) <= 12, cell.source[:60]
+        lines_in_all += len(lines)
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             assert len(cell.metadata.get("alt", "")) > 20, cell.source[:60]
     assert len(code_cells(notebook, "thumbnail")) == 1
     assert len(code_cells(notebook, "parameters")) == 1
+    assert lines_in_all <= (150 if path.stem[:2] in TEMPLATE else 220)
+    assert len(notebook.cells) <= 75
 
 
 @parametrize
